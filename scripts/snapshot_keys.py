@@ -1,0 +1,61 @@
+"""Writes src/preftune/known_keys.json: the recipe keys of the installed TRL, with types and defaults.
+
+Run it after an upgrade of trl or transformers: `python scripts/snapshot_keys.py`. A test compares the two.
+"""
+
+import dataclasses
+import json
+import sys
+import types
+import typing
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+TARGET = Path(__file__).parent.parent / "src" / "preftune" / "known_keys.json"
+SIMPLE = {bool: "bool", int: "int", float: "float", str: "str", list: "list", dict: "dict"}
+
+
+def simple_types(annotation: Any) -> list[str]:
+    """The YAML types that an annotation admits, for example ['float', 'null']."""
+    origin = typing.get_origin(annotation)
+    if origin in (types.UnionType, typing.Union):
+        return sorted({t for a in typing.get_args(annotation) for t in simple_types(a)})
+    if origin is typing.Literal:
+        return sorted({SIMPLE[type(a)] for a in typing.get_args(annotation)})
+    if annotation is type(None):
+        return ["null"]
+    base = origin or annotation
+    if base in SIMPLE:
+        return [SIMPLE[base]]
+    return ["str"] if isinstance(base, type) and issubclass(base, Enum) else ["dict"]
+
+
+def plain(value: Any) -> Any:
+    return value.value if isinstance(value, Enum) else value
+
+
+def snapshot() -> dict[str, Any]:
+    """Keys of DPOConfig and ModelConfig: {section: {key: {types, default}}} with the versions read from."""
+    import transformers
+    import trl
+
+    result: dict[str, Any] = {"trl": trl.__version__, "transformers": transformers.__version__}
+    for section, config in (("model", trl.ModelConfig), ("training", trl.DPOConfig)):
+        hints = typing.get_type_hints(config)
+        result[section] = {}
+        for field in dataclasses.fields(config):
+            default = field.default
+            if field.default_factory is not dataclasses.MISSING:
+                default = field.default_factory()
+            found = simple_types(hints[field.name])
+            value = None if default is dataclasses.MISSING else plain(default)
+            if value is None and "null" not in found:
+                found = sorted([*found, "null"])
+            result[section][field.name] = {"types": found, "default": value}
+    return result
+
+
+if __name__ == "__main__":
+    TARGET.write_text(json.dumps(snapshot(), indent=1) + "\n")
+    sys.stdout.write(f"wrote {TARGET}\n")

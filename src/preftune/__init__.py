@@ -1,0 +1,1 @@
+"""preftune: preference data in, one honest verdict against the SFT model out."""

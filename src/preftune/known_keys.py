@@ -1,0 +1,140 @@
+"""Which flat keys a recipe may hold, what they may be, and what became of the keys of older versions.
+
+The names, types and defaults come from `known_keys.json`, a snapshot of the installed TRL
+(`scripts/snapshot_keys.py`); a test compares the two.
+"""
+
+import difflib
+import functools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from preftune.errors import UserError
+
+SECTIONS = ("dataset_mixture", "validation", "evaluation", "gate", "tracking")
+OURS = ("method", "chat_template", "accelerate_config")
+DATASET_SHORTCUT = ("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split")
+
+# A value outside of these trains wrongly or not at all, and TRL accepts most of it in silence.
+# (lowest, may it be equal, highest)
+BOUNDS: dict[str, tuple[float, bool, float]] = {
+    "beta": (0, False, 100),
+    "learning_rate": (0, False, 1),
+    "per_device_train_batch_size": (1, True, math.inf),
+    "per_device_eval_batch_size": (1, True, math.inf),
+    "gradient_accumulation_steps": (1, True, math.inf),
+    "num_train_epochs": (0, False, math.inf),
+    "max_length": (8, True, math.inf),
+    "max_grad_norm": (0, True, math.inf),
+    "warmup_steps": (0, True, math.inf),
+    "weight_decay": (0, True, math.inf),
+    "label_smoothing": (0, True, 1),
+    "logging_steps": (0, False, math.inf),
+    "save_steps": (0, False, math.inf),
+    "eval_steps": (0, False, math.inf),
+    "lora_r": (1, True, math.inf),
+    "lora_alpha": (1, True, math.inf),
+    "lora_dropout": (0, True, 1),
+    "seed": (0, True, math.inf),
+    "max_steps": (-1, True, math.inf),
+}
+
+RENAMED = {
+    "torch_dtype": "dtype",
+    "evaluation_strategy": "eval_strategy",
+    "warmup_ratio": "warmup_steps",  # transformers 5: a float below 1 is a ratio
+    "model_max_length": "max_length",
+}
+
+REMOVED = {
+    "max_prompt_length": "TRL 1.x has no separate limit for prompts; max_length limits prompt and answer together",
+    "overwrite_output_dir": "output_dir is replaced as a whole when a run ends",
+    "hub_model_revision": "write hub_revision",
+    "use_flash_attention_2": "write attn_implementation: flash_attention_2",
+    "max_completion_length": "max_length limits prompt and answer together",
+    "dataset_kwargs": "conversion is preftune's own",
+    "preprocessing_num_workers": "write dataset_num_proc",
+    "remove_unused_columns": None,
+}
+
+# Keys that preftune sets itself, or that break one of its promises.
+REFUSED = {
+    "resume_from_checkpoint": "preftune resumes by itself, from the newest whole checkpoint",
+    "auto_find_batch_size": "it shrinks the effective batch in silence; set per_device_train_batch_size",
+    "save_only_model": "without the optimizer's state a killed run could not be resumed exactly",
+    "trust_remote_code": "code from a model's repository is not run",
+    "hub_token": "a recipe is logged and published: put the token into the environment variable HF_TOKEN",
+    "local_rank": "the launcher sets it",
+}
+
+
+@functools.cache
+def snapshot() -> dict[str, Any]:
+    """The keys of the installed TRL, as recorded."""
+    return json.loads((Path(__file__).parent / "known_keys.json").read_text())
+
+
+def known() -> list[str]:
+    """Every top-level key a recipe may hold."""
+    keys = [*snapshot()["model"], *snapshot()["training"], *SECTIONS, *OURS, *DATASET_SHORTCUT]
+    return sorted(set(keys) - set(REFUSED))
+
+
+def unknown_key(key: str, candidates: list[str], where: str) -> UserError:
+    """The error for a key nobody knows, with the closest known one."""
+    close = difflib.get_close_matches(key, candidates, n=1, cutoff=0.6)
+    advice = f"did you mean {close[0]}?" if close else "docs/recipes.md lists the keys"
+    return UserError(f"unknown key {key!r}", where, advice)
+
+
+_PYTHON = {"bool": bool, "int": int, "float": (int, float), "str": str, "list": list, "dict": dict}
+
+
+def check_value(key: str, value: Any, where: str) -> Any:
+    """Checks one TRL key's value against its type and bounds.
+
+    Args:
+        key: A key of the snapshot.
+        value: As read from YAML.
+        where: File, for messages.
+
+    Returns:
+        The value, an integer turned into a float where TRL wants one, and `loss_type` into a list.
+
+    Raises:
+        UserError: If the type or the range is wrong.
+    """
+    spec = snapshot()["model"].get(key) or snapshot()["training"][key]
+    types = spec["types"]
+    where = f"{where}: {key}"
+    if value is None and "null" in types:
+        return None
+    if "list" in types and isinstance(value, str) and "str" not in types:
+        value = [value]
+    fits = any(
+        isinstance(value, _PYTHON[t]) and (t == "bool" or not isinstance(value, bool))
+        for t in types
+        if t != "null"
+    )
+    if not fits:
+        names = " or ".join(t for t in types if t != "null")
+        raise UserError(
+            f"{value!r} is {type(value).__name__}, {names} is needed",
+            where,
+            f"for example {key}: {spec['default']!r}" if spec["default"] is not None else f"write a {names}",
+        )
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise UserError(f"{value} is not a finite number", where, f"TRL's default is {spec['default']}")
+        low, inclusive, high = BOUNDS.get(key, (-math.inf, True, math.inf))
+        if value < low or (value == low and not inclusive) or value > high:
+            bound = f"at least {low:g}" if inclusive else f"above {low:g}"
+            top = f" and at most {high:g}" if math.isfinite(high) else ""
+            raise UserError(
+                f"{value:g} is out of range: it must be {bound}{top}", where, f"TRL's default is {spec['default']}"
+            )
+        if "float" in types and "int" not in types:
+            value = float(value)
+    return value

@@ -1,0 +1,226 @@
+"""From a dataset's row to a preference pair in canonical form, or to the reason why it is none.
+
+Canonical: an explicit prompt (a list of messages that ends with the user's turn) and, for chosen and rejected,
+only the assistant's turns that follow the shared prompt.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+Message = dict[str, str]
+
+ROLES = {
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "system": "system",
+}
+PROMPT_COLUMNS = ("prompt", "conversations", "question", "instruction", "input", "query")
+SYSTEM_COLUMNS = ("system", "system_prompt")
+
+# Control tokens of common chat templates: inside a text they would end a turn or forge one.
+_CONTROL = re.compile(
+    r"<\|(?:im_start|im_end|endoftext|begin_of_text|end_of_text|start_header_id|end_header_id|eot_id|end|user|"
+    r"assistant|system)\|>|<(?:start_of_turn|end_of_turn)>|\[/?INST\]|<</?SYS>>|</s>"
+)
+_TURN = re.compile(r"\n\n(Human|Assistant):")
+
+REASONS = {
+    "not_an_object": "the row is not an object with named fields",
+    "missing_answer": "chosen or rejected is missing",
+    "wrong_type": "prompt, chosen or rejected is neither text nor a list of messages",
+    "unknown_role": "a message has a role other than user, assistant or system",
+    "empty_prompt": "the prompt is missing or empty",
+    "empty_answer": "an answer has no text",
+    "last_turn_not_assistant": "an answer does not consist of the assistant's turns",
+    "prompts_differ": "chosen and rejected answer different prompts",
+    "identical": "chosen and rejected are the same text",
+    "tie": "both answers have the same score",
+    "control_tokens": "a text contains a chat template's control tokens",
+    "duplicate": "the same pair stands earlier in this source",
+    "contradiction": "the same two answers stand in this source the other way round",
+}
+
+
+class Pair(BaseModel):
+    """One preference pair.
+
+    Args:
+        prompt: Messages; the last one is the user's.
+        chosen: The assistant's preferred turns after the prompt.
+        rejected: The dispreferred ones.
+        source: Which dataset it comes from.
+        row_id: Where in it.
+        group_id: Pairs with one group never fall on both sides of a split.
+        score_chosen: The source's own score, where it has one.
+        score_rejected: Likewise.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    prompt: list[Message]
+    chosen: list[Message]
+    rejected: list[Message]
+    source: str
+    row_id: str
+    group_id: str
+    score_chosen: float | None = None
+    score_rejected: float | None = None
+
+
+class Drop(Exception):  # noqa: N818 - not an error: the row's way into the quarantine file
+    """The row is no usable pair; `reason` is a key of `REASONS`."""
+
+    def __init__(self, reason: str) -> None:
+        assert reason in REASONS, reason
+        self.reason = reason
+        super().__init__(reason)
+
+
+def _message(value: Any) -> Message:
+    if not isinstance(value, Mapping):
+        raise Drop("wrong_type")
+    role, content = value.get("role", value.get("from")), value.get("content", value.get("value"))
+    if not isinstance(content, str):
+        raise Drop("wrong_type")
+    if not isinstance(role, str) or role.lower() not in ROLES:
+        raise Drop("unknown_role")
+    return {"role": ROLES[role.lower()], "content": content}
+
+
+def _transcript(text: str) -> list[Message]:
+    """hh-rlhf: `\\n\\nHuman: … \\n\\nAssistant: …` → messages."""
+    parts = _TURN.split(text)
+    if parts[0].strip():
+        raise Drop("prompts_differ")
+    return [
+        {"role": "user" if who == "Human" else "assistant", "content": what.strip()}
+        for who, what in zip(parts[1::2], parts[2::2], strict=True)
+    ]
+
+
+def _messages(value: Any, role: str) -> list[Message]:
+    """A text, one message, a list of messages or a transcript → messages; plain text gets `role`."""
+    if isinstance(value, str):
+        is_transcript = value.startswith("\n\nHuman:") or (
+            value.startswith("Human:") and "\n\nAssistant:" in value
+        )
+        if is_transcript:
+            return _transcript("\n\n" + value.lstrip("\n"))
+        return [{"role": role, "content": value}]
+    if isinstance(value, Mapping):
+        return [_message(value)]
+    if isinstance(value, list | tuple):
+        return [_message(m) for m in value]
+    if hasattr(value, "tolist"):  # parquet gives numpy arrays of dicts
+        return [_message(m) for m in value.tolist()]
+    raise Drop("wrong_type")
+
+
+def _has_no_value(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and value != value)
+
+
+def _first(row: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+    return next((row[n] for n in names if n in row and not _has_no_value(row[n])), None)
+
+
+def _score(row: Mapping[str, Any], side: str) -> float | None:
+    for name in (f"score_{side}", f"{side}_score", f"{side}-rating", f"{side}_rating"):
+        value = row.get(name)
+        if isinstance(value, int | float) and not isinstance(value, bool) and value == value:
+            return float(value)
+    return None
+
+
+def text_of(messages: list[Message]) -> str:
+    """The messages as one text, for digests and length counts."""
+    return "\n".join(f"{m['role']}: {m['content']}" for m in messages)
+
+
+def group_of(prompt: list[Message]) -> str:
+    """Digest of the prompt without regard to case and white space."""
+    normal = " ".join(text_of(prompt).casefold().split())
+    return hashlib.sha256(normal.encode()).hexdigest()[:16]
+
+
+def _split_prompt(
+    prompt: Any, chosen: list[Message], rejected: list[Message]
+) -> tuple[list[Message], list[Message], list[Message]]:
+    """Prompt and the two answers, from whichever of the three carries the prompt."""
+    full = any(m["role"] != "assistant" for m in (*chosen, *rejected))
+    if not full:
+        if _has_no_value(prompt):
+            raise Drop("empty_prompt")
+        return _messages(prompt, "user"), chosen, rejected
+    # Both sides carry the conversation. A separate `prompt` beside them only repeats it: as text it
+    # lacks the turns, as a list it would be trained on twice.
+    if chosen == rejected:
+        raise Drop("identical")
+    shared = 0
+    while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
+        shared += 1
+    return chosen[:shared], chosen[shared:], rejected[shared:]
+
+
+def to_pair(row: Any, source: str, row_id: str) -> Pair:
+    """Converts one row of any of the generic shapes.
+
+    Args:
+        row: Columns by name. Known shapes: `chosen`/`rejected` as texts, message lists, single messages
+            (also ShareGPT's `from`/`value`) or hh-rlhf transcripts, with or without a prompt
+            (`prompt`, `conversations`, `question`, …) and a system text.
+        source: The dataset's id.
+        row_id: Where the row stands in it.
+
+    Raises:
+        Drop: If it is no usable pair.
+    """
+    if not isinstance(row, Mapping):
+        raise Drop("not_an_object")
+    if any(_has_no_value(row.get(side)) for side in ("chosen", "rejected")):
+        raise Drop("missing_answer")
+    chosen, rejected = _messages(row["chosen"], "assistant"), _messages(row["rejected"], "assistant")
+    prompt, chosen, rejected = _split_prompt(_first(row, PROMPT_COLUMNS), chosen, rejected)
+    system = _first(row, SYSTEM_COLUMNS)
+    if isinstance(system, str) and system.strip() and (not prompt or prompt[0]["role"] != "system"):
+        prompt = [{"role": "system", "content": system}, *prompt]
+    _check(prompt, chosen, rejected)
+    scores = _score(row, "chosen"), _score(row, "rejected")
+    if scores[0] is not None and scores[0] == scores[1]:
+        raise Drop("tie")
+    return Pair(
+        prompt=prompt,
+        chosen=chosen,
+        rejected=rejected,
+        source=source,
+        row_id=row_id,
+        group_id=group_of(prompt),
+        score_chosen=scores[0],
+        score_rejected=scores[1],
+    )
+
+
+def _check(prompt: list[Message], chosen: list[Message], rejected: list[Message]) -> None:
+    for answer in (chosen, rejected):
+        if answer and answer[0]["role"] == "user":
+            raise Drop("prompts_differ")
+        if not answer or answer[-1]["role"] != "assistant" or any(m["role"] == "system" for m in answer):
+            raise Drop("last_turn_not_assistant")
+        if not answer[-1]["content"].strip() or not answer[0]["content"].strip():
+            raise Drop("empty_answer")
+    if not any(m["role"] == "user" and m["content"].strip() for m in prompt):
+        raise Drop("empty_prompt")
+    if prompt[-1]["role"] != "user":
+        raise Drop("prompts_differ")
+    if [m["content"].strip() for m in chosen] == [m["content"].strip() for m in rejected]:
+        raise Drop("identical")
+    if any(_CONTROL.search(m["content"]) for m in (*prompt, *chosen, *rejected)):
+        raise Drop("control_tokens")

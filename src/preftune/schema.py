@@ -1,0 +1,158 @@
+"""The recipe's sections, as frozen models. Every field says what it does; nothing here imports torch or prefect.
+
+TRL's own keys stay a flat mapping (`Recipe.training`, `Recipe.model`) under exactly TRL's names; their types and
+bounds are checked in `known_keys.py`.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+EMBEDDED_MODEL = "embedded/SmolLM2-135M-Instruct"
+
+
+class Section(BaseModel):
+    """Frozen, and strict about unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DatasetEntry(Section):
+    """One source of preference pairs."""
+
+    id: str = Field(min_length=1, description="a file, a folder, or a hub dataset id")
+    config: str | None = Field(None, description="the hub dataset's configuration")
+    split: str = Field("train", description="the split to train on")
+    test_split: str | None = Field(None, description="the split to hold out; none: split off test_split_size")
+    columns: dict[str, str] | list[str] | None = Field(
+        None, description="our name → the dataset's column; a list (handbook style) only names what to keep"
+    )
+    weight: float = Field(1.0, gt=0, description="keep: share of this dataset's rows; share: of the mixture")
+    max_rows: int | None = Field(None, ge=1, description="read at most this many rows of the split")
+    revision: str | None = Field(None, description="the hub dataset's commit or tag")
+    data_dir: str | None = Field(None, description="subfolder of the dataset")
+
+
+class Mixture(Section):
+    """Which pairs, in which proportions, and what is held out."""
+
+    datasets: Annotated[tuple[DatasetEntry, ...], Field(min_length=1)]
+    weighting: Literal["keep", "share"] = Field(
+        "keep", description="keep: a fraction of each dataset's own rows; share: shares of the result"
+    )
+    seed: int = Field(42, ge=0)
+    test_split_size: float | None = Field(
+        None, gt=0, description="held-out share (below 1) or number of prompt groups' pairs (1 and above)"
+    )
+
+    @model_validator(mode="after")
+    def _weights(self) -> "Mixture":
+        for i, entry in enumerate(self.datasets):
+            if self.weighting == "keep" and entry.weight > 1:
+                raise ValueError(
+                    f"datasets.{i}.weight is {entry.weight:g}: a keep-weight is at most 1 (all rows); "
+                    "for shares of the result write weighting: share"
+                )
+        return self
+
+
+class Validation(Section):
+    """How strict the data checks are."""
+
+    strict: bool = Field(False, description="refuse instead of fixing (for example a split's name)")
+    max_dropped: float = Field(0.5, ge=0, le=1, description="stop when a larger share of a source is dropped")
+
+
+PRESETS: dict[str, dict[str, int]] = {
+    "quick": {"max_pairs": 200, "max_prompts": 30, "max_new_tokens": 96, "lm_eval_pairs": 20},
+    "standard": {"max_pairs": 1000, "max_prompts": 200, "max_new_tokens": 256, "lm_eval_pairs": 500},
+    "full": {"max_pairs": 100_000, "max_prompts": 1000, "max_new_tokens": 512, "lm_eval_pairs": 100_000},
+}
+
+
+class Evaluation(Section):
+    """How SFT and policy are measured: the same pairs, prompts and decoding for both."""
+
+    preset: Literal["quick", "standard", "full"] = "quick"
+    max_pairs: int = Field(0, ge=1, description="held-out pairs that are scored")
+    max_prompts: int = Field(0, ge=1, description="held-out prompts that are answered (greedy)")
+    max_new_tokens: int = Field(0, ge=4, description="an answer is cut here and counts as not stopped")
+    lm_eval_pairs: int = Field(0, ge=0, description="held-out pairs in the lm-eval task; 0 leaves it out")
+    batch_size: int = Field(8, ge=1, description="pairs or prompts in one forward pass")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("preset", "quick"), str):
+            return {**PRESETS.get(data.get("preset", "quick"), PRESETS["quick"]), **data}
+        return data
+
+
+class Gate(Section):
+    """The bars of the verdict. A loss counts as damage when the paired one-sided 95 % lower bound of it
+    exceeds its bar."""
+
+    min_reward_accuracy: float = Field(0.5, ge=0.5, lt=1, description="the interval must lie above this")
+    max_stop_loss: float = Field(0.10, ge=0, description="share of answers that no longer stop by themselves")
+    max_empty_gain: float = Field(0.01, ge=0, description="share of answers that became empty")
+    max_repetition_gain: float = Field(0.20, ge=0, description="seq-rep-4 above SFT's")
+    max_nll_factor: float = Field(2.0, ge=1, description="NLL under SFT: at most factor x SFT's + offset")
+    max_nll_offset: float = Field(1.0, ge=0, description="nats per token")
+    max_capability_loss: float = Field(0.02, ge=0, description="loss of accuracy on an lm-eval task")
+
+
+class Tracking(Section):
+    """Where the run is recorded. Never part of a cache key."""
+
+    experiment: str | None = Field(None, min_length=1, description="default: the recipe's folder name")
+    tags: dict[str, str] = Field(default_factory=dict)
+
+
+class Recipe(Section):
+    """A resolved recipe: every later step reads its own section of it and nothing else.
+
+    Args:
+        path: The file it was read from.
+        name: The recipe's folder name.
+        method: Only `dpo`.
+        model: TRL `ModelConfig` keys, resolved.
+        training: TRL `DPOConfig` keys that the recipe or the house sets; all others keep TRL's default.
+        notices: What was translated or assumed, in words.
+    """
+
+    path: Path
+    name: str
+    method: Literal["dpo"] = "dpo"
+    model: dict[str, Any]
+    training: dict[str, Any]
+    mixture: Mixture
+    validation: Validation = Field(default_factory=Validation)
+    evaluation: Evaluation
+    gate: Gate = Field(default_factory=Gate)
+    tracking: Tracking = Field(default_factory=Tracking)
+    chat_template: str | None = None
+    accelerate_config: str | None = None
+    output_dir: str
+    notices: tuple[str, ...] = ()
+
+    @property
+    def model_name(self) -> str:
+        return self.model["model_name_or_path"]
+
+    @property
+    def experiment(self) -> str:
+        return self.tracking.experiment or self.name
+
+    def resolved(self) -> dict[str, Any]:
+        """The recipe as one flat YAML-able mapping that, run again, gives the same run."""
+        dump = self.model_dump(mode="json", exclude={"path", "name", "notices", "mixture", "model", "training"})
+        dump = {k: v for k, v in dump.items() if v is not None and k != "tracking"}
+        mixture = self.mixture.model_dump(mode="json", exclude_none=True)
+        return {
+            **self.model,
+            **self.training,
+            **dump,
+            "dataset_mixture": mixture,
+            "tracking": {"experiment": self.experiment, "tags": dict(self.tracking.tags)},
+        }

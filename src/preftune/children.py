@@ -1,0 +1,189 @@
+"""Both ends of a child process: the parent starts it and reads its lines; the child reports and fails in one message.
+
+A child dies with its parent (Linux parent-death signal), so that a killed flow leaves no orphan on the GPU.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from preftune.errors import PreftuneError, StepError, UserError
+
+TELL = "preftune| "  # a child's line for the user; all others are only kept in its log
+ERROR_FILE = "error.json"
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+
+def die_with_parent() -> None:
+    """Asks the kernel to kill this process when the thread that started it ends."""
+    if _libc is not None:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def tell(text: str) -> None:
+    """Called in a child: one line for the user."""
+    sys.stdout.write(f"{TELL}{text}\n")
+    sys.stdout.flush()
+
+
+def report_error(folder: Path, error: PreftuneError) -> None:
+    """Called in a child: leaves the error where the parent looks for it."""
+    (folder / ERROR_FILE).write_text(json.dumps({**error.as_json(), "exit_code": error.exit_code}))
+
+
+def _signal_name(text: str, code: int) -> str:
+    """'SIGKILL' if the child, or what the launcher started, was ended by a signal."""
+    if code < 0:
+        return signal.Signals(-code).name
+    for name in ("SIGKILL", "SIGTERM", "SIGSEGV", "SIGABRT", "SIGBUS"):
+        if f"Signals.{name}" in text or f"Signal {signal.Signals[name].value} ({name})" in text:
+            return name
+    return ""
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    """SIGTERM to the whole group, and SIGKILL to what is left of it after ten seconds."""
+    for sig, seconds in ((signal.SIGTERM, 10), (signal.SIGKILL, 10)):
+        try:
+            os.killpg(process.pid, sig)
+            process.wait(seconds)
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue
+    process.wait()
+
+
+def run_child(
+    command: list[str], *, folder: Path, log: Path, env: dict[str, str], on_line: Callable[[str], None], what: str
+) -> None:
+    """Runs a child to its end, streaming its lines.
+
+    Args:
+        command: Program and arguments.
+        folder: Where the child leaves `error.json` when it fails.
+        log: Everything it prints goes here.
+        env: Its whole environment.
+        on_line: Called with each line that the child wrote with `tell`.
+        what: Its name in messages, for example "training".
+
+    Raises:
+        UserError, StepError: As the child reported; or a StepError that names the signal or the log.
+    """
+    (folder / ERROR_FILE).unlink(missing_ok=True)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    tail: list[str] = []
+    with log.open("a") as out:
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env=env,
+            start_new_session=True,  # one group, so that a cancelled flow can end the launcher and its workers
+            preexec_fn=die_with_parent,  # noqa: PLW1509 - only a prctl system call
+        )
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                out.write(line)
+                out.flush()
+                tail = [*tail[-60:], line.rstrip()]
+                if line.startswith(TELL):
+                    on_line(line.removeprefix(TELL).rstrip())
+            code = process.wait()
+        except BaseException:
+            _stop(process)
+            raise
+        finally:
+            process.stdout.close()
+    if code == 0:
+        return
+    error_file = folder / ERROR_FILE
+    if error_file.exists():
+        told = json.loads(error_file.read_text())
+        kind = UserError if told["exit_code"] == UserError.exit_code else StepError
+        raise kind(told["error"], told["where"], told["advice"])
+    text = "\n".join(tail)
+    if name := _signal_name(text, code):
+        hint = " (out of memory?)" if name == "SIGKILL" else ""
+        raise StepError(f"the {what} process was ended by {name}{hint}", str(log), "run the same command again")
+    if "out of memory" in text.lower():
+        raise StepError(
+            f"{what} ran out of memory",
+            str(log),
+            "halve per_device_train_batch_size and double gradient_accumulation_steps, or shorten max_length",
+        )
+    last = next((t for t in reversed(tail) if "Error" in t and "CalledProcessError" not in t), tail[-1] if tail else "")
+    raise StepError(f"{what} failed (exit code {code}): {last.strip()}", str(log), "the log has the details")
+
+
+def launch_command(module: str, job: Path, accelerate_config: Path) -> list[str]:
+    """`accelerate launch` of one of our modules on a job file."""
+    launcher = ["-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(accelerate_config)]
+    return [sys.executable, *launcher, "--module", module, str(job)]
+
+
+class Tail:
+    """Reads what is appended to a JSON-lines file, in a thread, while a child writes it.
+
+    Args:
+        path: The file; it may not be there yet.
+        send: Called with the new lines, parsed; what it raises is given to `on_error` once.
+        on_error: Told of the first failure; tailing goes on.
+        seconds: Between two looks.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        send: Callable[[list[dict[str, Any]]], None],
+        on_error: Callable[[Exception], None],
+        seconds: float = 2.0,
+    ) -> None:
+        self._path, self._send, self._on_error, self._seconds = path, send, on_error, seconds
+        self._stop, self._failed = threading.Event(), False
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> "Tail":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(timeout=60)
+
+    def _run(self) -> None:
+        seen = 0
+        while True:
+            last = self._stop.wait(self._seconds)
+            try:
+                rows = read_json_lines(self._path)
+                if len(rows) < seen:  # a resumed child rewrote the file
+                    seen = 0
+                if rows[seen:]:
+                    self._send(rows[seen:])
+                    seen = len(rows)
+            except Exception as e:
+                if not self._failed:
+                    self._on_error(e)
+                self._failed = True
+            if last:
+                return
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a JSON-lines file; a line that is still being written is left for later."""
+    if not path.exists():
+        return []
+    lines = path.read_text().split("\n")[:-1]
+    return [json.loads(line) for line in lines if line]

@@ -27,7 +27,7 @@ def seal(checkpoint: Path) -> None:
         json.dump(files, f)
         f.flush()
         os.fsync(f.fileno())
-    os.replace(scratch, checkpoint / MANIFEST)
+    scratch.replace(checkpoint / MANIFEST)
 
 
 def is_whole(checkpoint: Path) -> bool:
@@ -45,9 +45,7 @@ def newest_whole(folder: Path) -> Path | None:
     Args:
         folder: The trainer's output folder.
     """
-    found = sorted(
-        (int(m[1]), p) for p in folder.glob("checkpoint-*") if (m := _NAME.match(p.name)) and p.is_dir()
-    )
+    found = sorted((int(m[1]), p) for p in folder.glob("checkpoint-*") if (m := _NAME.match(p.name)) and p.is_dir())
     for _, path in reversed(found):
         if is_whole(path):
             return path

@@ -63,7 +63,13 @@ def _stop(process: subprocess.Popen[str]) -> None:
 
 
 def run_child(
-    command: list[str], *, folder: Path, log: Path, env: dict[str, str], on_line: Callable[[str], None], what: str
+    command: list[str],
+    *,
+    folder: Path,
+    log: Path,
+    env: dict[str, str],
+    on_line: Callable[[str], None],
+    what: str,
 ) -> None:
     """Runs a child to its end, streaming its lines.
 
@@ -90,7 +96,7 @@ def run_child(
             errors="replace",
             env=env,
             start_new_session=True,  # one group, so that a cancelled flow can end the launcher and its workers
-            preexec_fn=die_with_parent,  # noqa: PLW1509 - only a prctl system call
+            preexec_fn=die_with_parent,
         )
         assert process.stdout is not None
         try:
@@ -123,14 +129,17 @@ def run_child(
             str(log),
             "halve per_device_train_batch_size and double gradient_accumulation_steps, or shorten max_length",
         )
-    last = next((t for t in reversed(tail) if "Error" in t and "CalledProcessError" not in t), tail[-1] if tail else "")
+    last = next(
+        (t for t in reversed(tail) if "Error" in t and "CalledProcessError" not in t),
+        tail[-1] if tail else "",
+    )
     raise StepError(f"{what} failed (exit code {code}): {last.strip()}", str(log), "the log has the details")
 
 
-def launch_command(module: str, job: Path, accelerate_config: Path) -> list[str]:
-    """`accelerate launch` of one of our modules on a job file."""
+def launch_command(module: str, job: Path, accelerate_config: Path, processes: int) -> list[str]:
+    """`accelerate launch` of one of our modules on a job file, in so many processes."""
     launcher = ["-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(accelerate_config)]
-    return [sys.executable, *launcher, "--module", module, str(job)]
+    return [sys.executable, *launcher, f"--num_processes={processes}", "--module", module, str(job)]
 
 
 class Tail:

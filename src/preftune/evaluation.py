@@ -100,7 +100,9 @@ def evaluate(job: dict[str, Any]) -> None:
     fits = [len(t.prompt) < max_length for t in tokens]
     if not any(fits):
         raise UserError(
-            f"every held-out prompt is longer than max_length={max_length} tokens", "max_length", "raise max_length"
+            f"every held-out prompt is longer than max_length={max_length} tokens",
+            "max_length",
+            "raise max_length",
         )
     pairs = [p for p, ok in zip(pairs, fits, strict=True) if ok]
     tokens = [t for t, ok in zip(tokens, fits, strict=True) if ok]

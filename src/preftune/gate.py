@@ -82,7 +82,9 @@ def decide(
     value, low, high = accuracy
     text = f"reward accuracy {value:.1%} on {pairs} held-out pairs (95 % interval {low:.1%} to {high:.1%})"
     if isfinite(low) and low > gate.min_reward_accuracy:
-        return Verdict("promote", [f"{text}: above {gate.min_reward_accuracy:.0%}", "no damage measure exceeds its bar"])
+        return Verdict(
+            "promote", [f"{text}: above {gate.min_reward_accuracy:.0%}", "no damage measure exceeds its bar"]
+        )
     if isfinite(high) and high < 0.5:
         return Verdict("reject", [f"{text}: below 50 %, the policy prefers the rejected answers"])
     more = f"; about {needed} held-out pairs would decide at this accuracy" if needed else ""

@@ -114,9 +114,7 @@ def check_value(key: str, value: Any, where: str) -> Any:
     if "list" in types and isinstance(value, str) and "str" not in types:
         value = [value]
     fits = any(
-        isinstance(value, _PYTHON[t]) and (t == "bool" or not isinstance(value, bool))
-        for t in types
-        if t != "null"
+        isinstance(value, _PYTHON[t]) and (t == "bool" or not isinstance(value, bool)) for t in types if t != "null"
     )
     if not fits:
         names = " or ".join(t for t in types if t != "null")
@@ -133,7 +131,9 @@ def check_value(key: str, value: Any, where: str) -> Any:
             bound = f"at least {low:g}" if inclusive else f"above {low:g}"
             top = f" and at most {high:g}" if math.isfinite(high) else ""
             raise UserError(
-                f"{value:g} is out of range: it must be {bound}{top}", where, f"TRL's default is {spec['default']}"
+                f"{value:g} is out of range: it must be {bound}{top}",
+                where,
+                f"TRL's default is {spec['default']}",
             )
         if "float" in types and "int" not in types:
             value = float(value)

@@ -37,9 +37,7 @@ def write_task(tokenizer: Any, pairs: list[Pair], folder: Path) -> None:
         "doc_to_choice": "{{answers}}",
         "doc_to_target": "label",
         "target_delimiter": "",
-        "metric_list": [
-            {"metric": m, "aggregation": "mean", "higher_is_better": True} for m in ("acc", "acc_norm")
-        ],
+        "metric_list": [{"metric": m, "aggregation": "mean", "higher_is_better": True} for m in ("acc", "acc_norm")],
         "metadata": {"version": 1.0},
     }
     (folder / f"{TASK}.yaml").write_text(json.dumps(config, indent=1))  # JSON is YAML

@@ -75,7 +75,7 @@ class Pair(BaseModel):
     score_rejected: float | None = None
 
 
-class Drop(Exception):  # noqa: N818 - not an error: the row's way into the quarantine file
+class Drop(Exception):
     """The row is no usable pair; `reason` is a key of `REASONS`."""
 
     def __init__(self, reason: str) -> None:
@@ -109,9 +109,7 @@ def _transcript(text: str) -> list[Message]:
 def _messages(value: Any, role: str) -> list[Message]:
     """A text, one message, a list of messages or a transcript → messages; plain text gets `role`."""
     if isinstance(value, str):
-        is_transcript = value.startswith("\n\nHuman:") or (
-            value.startswith("Human:") and "\n\nAssistant:" in value
-        )
+        is_transcript = value.startswith("\n\nHuman:") or (value.startswith("Human:") and "\n\nAssistant:" in value)
         if is_transcript:
             return _transcript("\n\n" + value.lstrip("\n"))
         return [{"role": role, "content": value}]

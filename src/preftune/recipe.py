@@ -53,7 +53,9 @@ def parse_overrides(arguments: list[str]) -> dict[str, Any]:
         key, has_value, text = argument.removeprefix("--").partition("=")
         if not argument.startswith("--") or not key:
             raise UserError(
-                f"{argument!r} is not an override", "command line", "write --key=value, for example --beta=0.2"
+                f"{argument!r} is not an override",
+                "command line",
+                "write --key=value, for example --beta=0.2",
             )
         if not has_value:
             if not rest or rest[0].startswith("--"):

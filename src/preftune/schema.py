@@ -79,7 +79,8 @@ class Evaluation(Section):
     max_prompts: int = Field(0, ge=1, description="held-out prompts that are answered (greedy)")
     max_new_tokens: int = Field(0, ge=4, description="an answer is cut here and counts as not stopped")
     lm_eval_pairs: int = Field(0, ge=0, description="held-out pairs in the lm-eval task; 0 leaves it out")
-    batch_size: int = Field(8, ge=1, description="pairs or prompts in one forward pass")
+    training_pairs: int = Field(64, ge=1, description="held-out pairs behind eval/loss while training")
+    batch_size: int = Field(8, ge=1, description="pairs in one forward pass")
 
     @model_validator(mode="before")
     @classmethod

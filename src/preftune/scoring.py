@@ -54,7 +54,10 @@ def answer_logps(
         # The head's output is needed from the last prompt position on; that of the shortest prompt counts.
         first = max(min(len(rows[i][0]) for i in batch) - 1, 0)
         logits = model(
-            input_ids=ids.to(device), attention_mask=mask.to(device), logits_to_keep=width - first, use_cache=False
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            logits_to_keep=width - first,
+            use_cache=False,
         ).logits
         for r, i in enumerate(batch):
             prompt, row = len(rows[i][0]), rows[i][1]
@@ -106,7 +109,10 @@ def generate(
         ids = torch.full((len(batch), width), pad_id, dtype=torch.long)
         mask = torch.zeros_like(ids)
         for r, i in enumerate(batch):
-            ids[r, width - len(prompts[i]) :], mask[r, width - len(prompts[i]) :] = torch.tensor(prompts[i]), 1
+            ids[r, width - len(prompts[i]) :], mask[r, width - len(prompts[i]) :] = (
+                torch.tensor(prompts[i]),
+                1,
+            )
         out = model.generate(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),

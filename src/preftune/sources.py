@@ -90,14 +90,14 @@ def find_source(entry: DatasetEntry, workspace: Workspace) -> Source:
         splits = _split_files(path)
         if not splits:
             raise UserError(
-                "the folder holds no split files", entry.id, f"put train.jsonl (or {', '.join(SUFFIXES[1:])}) there"
+                "the folder holds no split files",
+                entry.id,
+                f"put train.jsonl (or {', '.join(SUFFIXES[1:])}) there",
             )
         digest = json_digest({s: [file_sha256(p) for p in ps] for s, ps in splits.items()})
         return Source(entry, splits, "files", digest, path)
     if _looks_like_a_path(entry.id):
-        raise UserError(
-            "there is no such file or folder", str(path), f"paths are relative to {workspace.project}"
-        )
+        raise UserError("there is no such file or folder", str(path), f"paths are relative to {workspace.project}")
     return _hub(entry)
 
 
@@ -251,9 +251,7 @@ def _library_rows(source: Source, split: str) -> Iterator[tuple[str, Any]]:
     else:
         commit = source.digest.rpartition("@")[2]
         try:
-            data = datasets.load_dataset(
-                entry.id, entry.config, split=split, revision=commit, data_dir=entry.data_dir
-            )
+            data = datasets.load_dataset(entry.id, entry.config, split=split, revision=commit, data_dir=entry.data_dir)
         except (OSError, datasets.exceptions.DatasetsError) as e:
             raise StepError(f"the hub dataset could not be read: {e}", entry.id, "try again") from e
     for number, row in enumerate(data):

@@ -139,5 +139,5 @@ def make(
         info = build(partial)
         digest = _write_manifest(partial, info, volatile)
         final.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(partial, final)
+        partial.rename(final)
     return StepResult(step=step, key=key, digest=digest, info=info)

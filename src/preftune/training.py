@@ -110,8 +110,8 @@ def _callbacks(folder: Path, started: float) -> list[Any]:
                 f.write(json.dumps({"step": state.global_step, "metrics": metrics}) + "\n")
             if "train/loss" in metrics and self.first:
                 began, at = self.first
-                left = (time.monotonic() - began) / max(state.global_step - at, 1) * (
-                    state.max_steps - state.global_step
+                left = (
+                    (time.monotonic() - began) / max(state.global_step - at, 1) * (state.max_steps - state.global_step)
                 )
                 tell(
                     f"step {state.global_step}/{state.max_steps}  loss {metrics['train/loss']:.4f}"

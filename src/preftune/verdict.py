@@ -54,9 +54,7 @@ def measures(pairs: list[Row], answers: list[Row], lm_eval: list[Row]) -> dict[s
         lm_eval: Lines of lm_eval.jsonl.
     """
     c_tok, r_tok = [max(p["chosen_tokens"], 1) for p in pairs], [max(p["rejected_tokens"], 1) for p in pairs]
-    per_token = [
-        (p["chosen_logp"] / c, p["rejected_logp"] / r) for p, c, r in zip(pairs, c_tok, r_tok, strict=True)
-    ]
+    per_token = [(p["chosen_logp"] / c, p["rejected_logp"] / r) for p, c, r in zip(pairs, c_tok, r_tok, strict=True)]
     found = {
         "ranking_accuracy": _share([_above(p["chosen_logp"], p["rejected_logp"]) for p in pairs]),
         "ranking_accuracy_per_token": _share([_above(c, r) for c, r in per_token]),
@@ -81,9 +79,7 @@ def _joined(sft: list[Row], policy: list[Row], what: str) -> list[tuple[Row, Row
     return list(zip(sft, policy, strict=True))
 
 
-def damages(
-    answers: list[tuple[Row, Row]], lm_eval: list[tuple[Row, Row]], gate: Gate
-) -> list[Damage]:
+def damages(answers: list[tuple[Row, Row]], lm_eval: list[tuple[Row, Row]], gate: Gate) -> list[Damage]:
     """The paired losses of policy against SFT, with their bars.
 
     Args:
@@ -100,11 +96,21 @@ def damages(
         return [f(s, p) for s, p in answers]
 
     found = [
-        damage("answers that stop by themselves", over(lambda s, p: s["stopped"] - p["stopped"]), gate.max_stop_loss),
         damage(
-            "empty answers", over(lambda s, p: (not p["text"].strip()) - (not s["text"].strip())), gate.max_empty_gain
+            "answers that stop by themselves",
+            over(lambda s, p: s["stopped"] - p["stopped"]),
+            gate.max_stop_loss,
         ),
-        damage("repetition (seq-rep-4)", over(lambda s, p: p["seq_rep_4"] - s["seq_rep_4"]), gate.max_repetition_gain),
+        damage(
+            "empty answers",
+            over(lambda s, p: (not p["text"].strip()) - (not s["text"].strip())),
+            gate.max_empty_gain,
+        ),
+        damage(
+            "repetition (seq-rep-4)",
+            over(lambda s, p: p["seq_rep_4"] - s["seq_rep_4"]),
+            gate.max_repetition_gain,
+        ),
         damage(
             f"NLL of the answers under SFT, above {gate.max_nll_factor:g} × SFT's + {gate.max_nll_offset:g}",
             over(lambda s, p: _nll(p) - gate.max_nll_factor * _nll(s) - gate.max_nll_offset),
@@ -174,7 +180,14 @@ def compare(sft: Path, policy: Path, training: dict[str, Any], beta: float, gate
     }
     found_damages = damages(answers, lm_eval, gate)
     accuracy = found["policy"]["reward_accuracy"]
-    names = ("reward_accuracy", "reward_margin", "ranking_accuracy", "stop_rate", "nll_under_sft", "seq_rep_4")
+    names = (
+        "reward_accuracy",
+        "reward_margin",
+        "ranking_accuracy",
+        "stop_rate",
+        "nll_under_sft",
+        "seq_rep_4",
+    )
     verdict = decide(
         required={n: found["policy"][n][0] for n in names},
         steps=(training["steps"], training["max_steps"]),
@@ -199,8 +212,13 @@ def compare(sft: Path, policy: Path, training: dict[str, Any], beta: float, gate
     result = _finite(result)
     (folder / "verdict.json").write_text(json.dumps(result, indent=1, ensure_ascii=False))
     with (folder / "comparison.jsonl").open("w") as f:
-        for (s, p), (chosen, rejected) in zip(pairs, reward, strict=True):
-            row = {"row_id": s["row_id"], "source": s["source"], "reward_chosen": chosen, "reward_rejected": rejected}
+        for (s, _), (chosen, rejected) in zip(pairs, reward, strict=True):
+            row = {
+                "row_id": s["row_id"],
+                "source": s["source"],
+                "reward_chosen": chosen,
+                "reward_rejected": rejected,
+            }
             f.write(json.dumps({**row, "margin": chosen - rejected}) + "\n")
     return result
 

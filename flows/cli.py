@@ -1,0 +1,145 @@
+"""The front door: `preftune init | check | run | runs | ui`.
+
+Exit codes: 0 done · 1 failed while running · 2 the input is wrong (recipe, data, model) · with --fail-on-reject
+also 3 rejected and 4 inconclusive.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+
+from preftune import __doc__ as tagline
+from preftune.errors import PreftuneError, UserError
+from preftune.recipe import parse_overrides
+from preftune.workspace import find_workspace
+
+os.environ.setdefault("DO_NOT_TRACK", "true")
+
+app = App(name="preftune", help=tagline, version_flags=[], result_action="return_value")
+Overrides = Annotated[str, Parameter(show=False, allow_leading_hyphen=True)]
+Json = Annotated[bool, Parameter(name="--json", negative=(), help="One JSON object on stdout, all else on stderr.")]
+OVERRIDES_HELP = "Any recipe key is an option too: --beta=0.2, --evaluation.preset=full."
+
+
+@app.command(help="Write a new recipe: recipes/NAME/config_starter.yaml.")
+def init(name: str, /) -> int:
+    """Args: name: the experiment's name; its result goes to data/NAME."""
+    from flows.output import say
+    from preftune.scaffold import write_recipe
+
+    path = write_recipe(find_workspace(), name)
+    say(f"wrote {path}\nnext: preftune check {path}, then preftune run {path}")
+    return 0
+
+
+@app.command(help=f"Check recipe, data and model, and tell what a run would do. Trains nothing. {OVERRIDES_HELP}")
+def check(recipe: Path, /, *overrides: Overrides, as_json: Json = False) -> int:
+    from flows.output import print_json, show_plan
+    from preftune import steps, summary
+    from preftune.plan import make_plan
+    from preftune.preflight import preflight
+
+    workspace = find_workspace()
+    loaded, model, found = preflight(recipe, parse_overrides(list(overrides)), workspace)
+    sources = [
+        steps.make_source(workspace, steps.source_key(s, loaded.validation), s, loaded.validation) for s in found
+    ]
+    mixture = steps.make_mixture(workspace, steps.mixture_key(sources, loaded.mixture), sources, loaded.mixture)
+    plan = make_plan(loaded, workspace, model, sources, mixture)
+    warnings = [*loaded.notices, *summary.data_notices(sources, mixture)]
+    if as_json:
+        print_json({"errors": [], "warnings": warnings, "keys": loaded.resolved(), "plan": plan})
+    else:
+        show_plan(plan, warnings)
+    return 0
+
+
+@app.command(help=f"Run the whole pipeline on a recipe and print the verdict. {OVERRIDES_HELP}")
+def run(
+    recipe: Path,
+    /,
+    *overrides: Overrides,
+    as_json: Json = False,
+    fail_on_reject: Annotated[
+        bool, Parameter(negative=(), help="Exit with 3 if the verdict is reject, 4 if it is inconclusive.")
+    ] = False,
+) -> int:
+    from flows.local_server import LocalServer, configured_api
+    from flows.output import print_json, show_result
+    from preftune.preflight import preflight
+
+    workspace = find_workspace()
+    values = parse_overrides(list(overrides))
+    preflight(recipe, values, workspace)
+    server = None if configured_api() else LocalServer(workspace)
+    os.environ.setdefault("PREFECT_LOCAL_STORAGE_PATH", str(workspace.prefect / "results"))
+    from flows.dpo_pipeline import dpo_pipeline  # imports Prefect while the server starts
+
+    if server is not None:
+        server.wait()
+    result = dpo_pipeline(recipe=str(recipe.resolve()), overrides=values)
+    if as_json:
+        print_json(result)
+    else:
+        show_result(result, workspace)
+    outcome = result["verdict"]["outcome"]
+    return {"reject": 3, "inconclusive": 4}.get(outcome, 0) if fail_on_reject else 0
+
+
+@app.command(help="List the recorded runs: experiment, kind, verdict, main measures.")
+def runs(*, as_json: Json = False) -> int:
+    from flows.output import print_json, show_runs
+    from preftune.tracking import list_runs
+
+    rows = list_runs(find_workspace())
+    print_json({"runs": rows}) if as_json else show_runs(rows)
+    return 0
+
+
+@app.command(help="Open MLflow's UI on the workspace (in the foreground; Ctrl-C ends it).")
+def ui(*, port: Annotated[int, Parameter(help="Port on 127.0.0.1.")] = 5000) -> int:
+    from flows.output import say
+
+    workspace = find_workspace().make()
+    say(f"MLflow: http://127.0.0.1:{port} (Ctrl-C ends it)")
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--backend-store-uri", workspace.mlflow_uri, "--serve-artifacts"]
+    command += ["--artifacts-destination", workspace.mlflow_artifacts.as_uri()]
+    try:
+        return subprocess.run(command, check=False).returncode
+    except KeyboardInterrupt:
+        return 0
+
+
+def _fail(error: PreftuneError, as_json: bool) -> int:
+    if as_json:
+        sys.stdout.write(json.dumps(error.as_json(), ensure_ascii=False) + "\n")
+    else:
+        sys.stderr.write(f"preftune: {error}\n")
+    return error.exit_code
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Parses the command line and runs the command; ends the process with its exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = app(arguments, exit_on_error=False, print_error=False)
+    except CycloptsError as e:
+        command = next((a for a in arguments if not a.startswith("-")), "")
+        help_for = f"preftune {command} --help" if command in app else "preftune --help"
+        code = _fail(UserError(str(e), "command line", help_for), "--json" in arguments)
+    except PreftuneError as e:
+        code = _fail(e, "--json" in arguments)
+    except KeyboardInterrupt:
+        sys.stderr.write("preftune: interrupted; run the same command again to go on\n")
+        code = 130
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""The flow `dpo-pipeline`: one recipe in, one verdict out.
+
+data → mixture → baseline → train → policy → verdict → MLflow and output folder. Each step is a cached, retryable
+task; what passes between them are names and numbers, never weights or tables.
+"""
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+from prefect import flow, get_run_logger
+from prefect.artifacts import create_link_artifact, create_markdown_artifact
+from prefect.runtime import flow_run
+from pydantic import Field
+
+from preftune import steps, store, summary, tracking
+from preftune.models import embedded_folder, find_model
+from preftune.publish import check_replaceable, git_revision
+from preftune.schema import EMBEDDED_MODEL, Recipe
+from preftune.sources import find_source
+from preftune.workspace import Workspace, find_workspace, output_folder
+from tasks.data import check_dataset, sample_mixture
+from tasks.gpu import evaluate_baseline, evaluate_policy, prepare_model, train_policy
+from tasks.policy import quiet_errors
+from tasks.recipe import read_recipe
+from tasks.results import publish_result, reach_verdict, record_runs
+
+
+class _Steps:
+    """Runs step tasks and keeps which of them came from the cache."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
+        self.done: dict[str, str] = {}
+
+    def run(self, task: Any, key: str, **parameters: Any) -> store.StepResult:
+        """The step's result; Prefect's cache counts only while the store holds the files, whole."""
+        whole = store.find(self.workspace, task.name, key) is not None
+        if self.done.get(task.name) != "run":
+            self.done[task.name] = "cached" if whole else "run"
+        task.with_options(refresh_cache=not whole)(key=key, workspace=self.workspace, **parameters)
+        result = store.find(self.workspace, task.name, key)
+        assert result is not None, f"{task.name} is finished but not in the store"
+        return result
+
+
+@flow(name="dpo-pipeline", flow_run_name="dpo-pipeline {recipe}", persist_result=False)
+def dpo_pipeline(
+    recipe: Annotated[
+        str, Field(description="The recipe's file, relative to the project.")
+    ] = "recipes/starter/config_starter.yaml",
+    overrides: Annotated[
+        dict[str, Any] | None,
+        Field(description='Recipe keys that win over the file, for example {"beta": 0.2, "max_steps": 10}.'),
+    ] = None,
+) -> dict[str, Any]:
+    """Validates preference data, trains with DPO, and compares the result with the SFT model.
+
+    Args:
+        recipe: The recipe's file, relative to the project.
+        overrides: Recipe keys that win over the file.
+
+    Returns:
+        The run's summary: run_id, verdict, metrics, steps, report, compare_url (docs/json.md).
+    """
+    quiet_errors()
+    started = time.time()
+    workspace = find_workspace().make()
+    loaded = read_recipe(str(workspace.resolve(recipe)), overrides or {})
+    target = output_folder(workspace, loaded.output_dir)
+    check_replaceable(target)
+    if loaded.model_name == EMBEDDED_MODEL and not embedded_folder(workspace).exists():
+        prepare_model(workspace)
+    return _run(workspace, loaded, target, started)
+
+
+def _run(workspace: Workspace, recipe: Recipe, target: Path, started: float) -> dict[str, Any]:
+    run = _Steps(workspace)
+    model = find_model(recipe, workspace)
+    results: dict[str, Any] = {"source": []}
+    for source in [find_source(e, workspace) for e in recipe.mixture.datasets]:
+        key = steps.source_key(source, recipe.validation)
+        results["source"].append(run.run(check_dataset, key, source=source, validation=recipe.validation))
+    sources = results["source"]
+    key = steps.mixture_key(sources, recipe.mixture)
+    mixture = run.run(sample_mixture, key, sources=sources, mixture=recipe.mixture)
+    for notice in summary.data_notices(sources, mixture):
+        get_run_logger().warning(notice)
+
+    shared = {"recipe": recipe, "model": model, "mixture": mixture}
+    baseline = run.run(evaluate_baseline, steps.baseline_key(recipe, model, mixture), **shared)
+    for notice in baseline.info["notices"]:
+        get_run_logger().warning(notice)
+    key = steps.train_key(recipe, model, mixture)
+    identity = steps.run_identity(recipe, baseline.key, key)
+    train = run.run(train_policy, key, **shared, identity=identity)
+    policy = run.run(evaluate_policy, steps.policy_key(recipe, model, mixture, train), **shared, train=train)
+    results |= {"mixture": mixture, "baseline": baseline, "train": train, "policy": policy}
+
+    links = _links(workspace)
+    verdict = run.run(
+        reach_verdict,
+        steps.verdict_key(recipe, baseline, train, policy),
+        recipe=recipe,
+        results=results,
+        done={**run.done, "verdict": "run"},
+        lineage=summary.lineage(recipe, model, results, links),
+    )
+    results["verdict"] = verdict
+    tracked = steps.json_digest([identity, verdict.key, recipe.experiment, recipe.tracking.tags])
+    marker = workspace.home / "tracked" / tracked
+    runs = summary.read_tracked(marker, workspace)
+    if runs is None:
+        runs = record_runs(workspace, recipe, results, identity, links)
+        summary.write_tracked(marker, workspace, runs)
+    publish_result(workspace, recipe, target, results)
+    url = tracking.compare_url(workspace, runs["experiment"], [runs["sft"], runs["policy"]])
+    create_link_artifact(url, link_text="SFT against DPO in MLflow", key="mlflow-compare")
+    create_markdown_artifact(summary.verdict_markdown(verdict.info), key="verdict")
+    return {
+        "run_id": runs["policy"],
+        "sft_run_id": runs["sft"],
+        "verdict": {"outcome": verdict.info["outcome"], "reasons": verdict.info["reasons"]},
+        "metrics": verdict.info["metrics"],
+        "steps": run.done,
+        "report": str(target / "report.html"),
+        "output_dir": str(target),
+        "compare_url": url,
+        "seconds": round(time.time() - started, 1),
+    }
+
+
+def _links(workspace: Workspace) -> dict[str, str]:
+    found = {"git": git_revision(workspace.project), "prefect_flow_run": str(flow_run.get_id() or "none")}
+    if flow_run.get_id() and flow_run.get_ui_url():
+        found["prefect_ui"] = str(flow_run.get_ui_url())
+    return found

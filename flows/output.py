@@ -1,0 +1,86 @@
+"""What the commands print for people (rich tables) and for programs (JSON)."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from preftune.summary import headline_rows
+from preftune.workspace import Workspace
+
+_COLOURS = {"promote": "green", "reject": "red", "inconclusive": "yellow"}
+
+
+def say(text: str) -> None:
+    """Plain text on stdout."""
+    sys.stdout.write(text + "\n")
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """One JSON object on stdout."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+
+
+def show_plan(plan: dict[str, Any], warnings: list[str]) -> None:
+    """The plan of `preftune check`."""
+    console = Console()
+    for warning in warnings:
+        console.print(f"[yellow]note[/]  {escape(warning)}")
+    table = Table(title="what a run would do", show_header=False, title_justify="left")
+    table.add_row("model", escape(plan["model"]))
+    table.add_row("pairs", f"{plan['train_pairs']} to train on, {plan['test_pairs']} held out")
+    table.add_row("steps", f"{plan['steps']} of {plan['effective_batch']} pairs (effective batch)")
+    if plan["tokens"] is not None:
+        minutes = f", about {plan['training_minutes']:g} min on 2 cores" if "training_minutes" in plan else ""
+        cut = f"; {plan['pairs_cut']} pairs are cut at max_length" if plan["pairs_cut"] else ""
+        table.add_row("tokens", f"{plan['tokens']:,}{minutes}{cut}")
+    table.add_row("device", f"{plan['device']}, {plan['processes']} process(es), {plan['accelerate_config']}")
+    reused = ", ".join(step for step, is_there in plan["reused"].items() if is_there)
+    table.add_row("reused", reused or "nothing")
+    table.add_row("would run", ", ".join(s for s, there in plan["reused"].items() if not there) or "nothing")
+    table.add_row("result in", escape(plan["output_dir"]))
+    console.print(table)
+
+
+def show_result(result: dict[str, Any], workspace: Workspace) -> None:
+    """The verdict table, and where to look next."""
+    console = Console()
+    outcome = result["verdict"]["outcome"]
+    table = Table(title="SFT against DPO, on the same held-out pairs and prompts", title_justify="left")
+    for column in ("measure", "SFT", "DPO"):
+        table.add_column(column, justify="left" if column == "measure" else "right")
+    for row in headline_rows(result["metrics"]):
+        table.add_row(*row)
+    console.print(table)
+    console.print(f"verdict: [bold {_COLOURS[outcome]}]{outcome}[/]")
+    for reason in result["verdict"]["reasons"]:
+        console.print(f"  - {escape(reason)}")
+    steps = ", ".join(f"{step} {how}" for step, how in result["steps"].items())
+    lines = [
+        f"steps:    {steps} ({result['seconds']:.0f} s)",
+        f"report:   {workspace.display(Path(result['report']))}",
+        f"model:    {workspace.display(Path(result['output_dir']))}",
+        f"compare:  {result['compare_url']}",
+    ]
+    if not workspace.mlflow_uri.startswith("http"):
+        lines.append("          (first start MLflow's UI: preftune ui)")
+    say("\n".join(lines))
+
+
+def show_runs(rows: list[dict[str, Any]]) -> None:
+    """The table of `preftune runs`."""
+    if not rows:
+        say("no runs yet: preftune run recipes/starter/config_starter.yaml")
+        return
+    table = Table()
+    for column in ("run", "experiment", "name", "verdict", "reward accuracy", "started"):
+        table.add_column(column)
+    for row in rows:
+        accuracy = "" if row["reward_accuracy"] is None else f"{row['reward_accuracy']:.3f}"
+        cells = (row["run_id"][:8], row["experiment"], row["name"], row["verdict"], accuracy, row["started"])
+        table.add_row(*(escape(str(c)) for c in cells))
+    Console().print(table)

@@ -1,0 +1,43 @@
+"""What can be known to be wrong before anything starts: seconds, no training, no Prefect."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from preftune.accelerate_configs import choose
+from preftune.checks import peek
+from preftune.models import StartingModel, check_name, embedded_folder, find_model
+from preftune.publish import check_replaceable
+from preftune.recipe import load_recipe
+from preftune.schema import EMBEDDED_MODEL, Recipe
+from preftune.sources import Source, find_source
+from preftune.workspace import Workspace, output_folder
+
+
+def preflight(
+    path: Path, overrides: Mapping[str, Any], workspace: Workspace
+) -> tuple[Recipe, StartingModel | None, list[Source]]:
+    """Checks recipe, output folder, model and the head of every dataset.
+
+    Args:
+        path: The recipe.
+        overrides: Keys that win over it.
+        workspace: The project and its workspace.
+
+    Returns:
+        The recipe, the starting model (None if the embedded one has yet to be fetched), the datasets.
+
+    Raises:
+        UserError: For the first thing that is wrong.
+    """
+    recipe = load_recipe(path, overrides)
+    check_replaceable(output_folder(workspace, recipe.output_dir))
+    choose(workspace, recipe.accelerate_config)
+    check_name(recipe.model_name)
+    workspace.make()
+    sources = [find_source(e, workspace) for e in recipe.mixture.datasets]
+    for source in sources:
+        peek(source, recipe.validation)
+    if recipe.model_name == EMBEDDED_MODEL and not embedded_folder(workspace).exists():
+        return recipe, None, sources
+    return recipe, find_model(recipe, workspace), sources

@@ -1,0 +1,395 @@
+"""The pipeline's steps as plain functions: what each depends on (its key) and how it is made.
+
+`tasks/` wraps each in a Prefect task; `preftune check` asks for the keys alone.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from preftune import accelerate_configs, store
+from preftune.checks import check_source
+from preftune.children import launch_command, read_json_lines, run_child
+from preftune.digest import code_version, file_sha256, json_digest, library_versions
+from preftune.mixture import build_mixture
+from preftune.models import StartingModel
+from preftune.schema import Mixture, Recipe, Validation
+from preftune.sources import Source
+from preftune.store import StepResult
+from preftune.workspace import Workspace
+
+Tell = Callable[[str], None]
+
+# Keys of DPOConfig that change where and how much is written, not what is learned.
+_NOT_LEARNED = {
+    "run_name",
+    "report_to",
+    "project",
+    "disable_tqdm",
+    "log_level",
+    "log_level_replica",
+    "save_total_limit",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_private_repo",
+    "hub_revision",
+    "hub_strategy",
+    "dataset_num_proc",
+}
+_EVALUATION_CODE = ("evaluation", "scoring", "tokens", "lm_eval_pairs")
+
+
+def _quiet(_: str) -> None:
+    pass
+
+
+# --- source -----------------------------------------------------------------------------------------------
+
+
+def source_key(source: Source, validation: Validation) -> str:
+    """Key of a checked dataset: its bytes, how they are read, the checks."""
+    entry = source.entry.model_dump(exclude={"weight", "id"})
+    return json_digest(
+        {
+            "id": source.entry.id,
+            "digest": source.digest,
+            "entry": entry,
+            "validation": validation.model_dump(),
+            "code": code_version("sources", "pairs", "checks"),
+        }
+    )
+
+
+def make_source(workspace: Workspace, key: str, source: Source, validation: Validation) -> StepResult:
+    """Converts and checks one dataset; see `checks.check_source`."""
+    return store.make(workspace, "source", key, lambda folder: check_source(source, validation, folder))
+
+
+# --- mixture ----------------------------------------------------------------------------------------------
+
+
+def mixture_key(sources: list[StepResult], mixture: Mixture) -> str:
+    """Key of a mixture: the checked pairs, weights, seed, split."""
+    entries = [{"id": e.id, "weight": e.weight, "held_out": bool(e.test_split)} for e in mixture.datasets]
+    return json_digest(
+        {
+            "sources": [s.digest for s in sources],
+            "entries": entries,
+            "mixture": mixture.model_dump(exclude={"datasets"}),
+            "code": code_version("mixture", "pairs"),
+        }
+    )
+
+
+def make_mixture(workspace: Workspace, key: str, sources: list[StepResult], mixture: Mixture) -> StepResult:
+    """Samples and splits; the info holds counts, shares, and the digests of both sides."""
+
+    def build(folder: Path) -> dict[str, Any]:
+        places = [s.folder(workspace) for s in sources]
+        files = [
+            (p / "train.jsonl", p / "test.jsonl" if e.test_split else None)
+            for p, e in zip(places, mixture.datasets, strict=True)
+        ]
+        info = build_mixture(files, mixture, folder)
+        return info | {f"{side}_sha256": file_sha256(folder / f"{side}.jsonl") for side in ("train", "test")}
+
+    return store.make(workspace, "mixture", key, build)
+
+
+# --- children ---------------------------------------------------------------------------------------------
+
+
+def threads() -> int:
+    """CPU threads of a child: part of what a CPU result depends on, so pinned for its whole life."""
+    return int(os.environ.get("PREFTUNE_THREADS") or os.cpu_count() or 1)
+
+
+def _child_env() -> dict[str, str]:
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads()),
+        "TOKENIZERS_PARALLELISM": "false",
+        "DO_NOT_TRACK": "true",
+        "PYTHONUNBUFFERED": "1",
+        "TQDM_DISABLE": "1",
+    }
+
+
+def _run(workspace: Workspace, module: str, job: dict[str, Any], key: str, config: str | None, tell: Tell) -> None:
+    folder = Path(job["folder"])
+    job_file = folder / "job.json"
+    job_file.write_text(json.dumps(job))
+    what = module.rpartition(".")[2]
+    accelerate = accelerate_configs.choose(workspace, config)
+    run_child(
+        launch_command(module, job_file, accelerate, accelerate_configs.processes(accelerate)),
+        folder=folder,
+        log=workspace.logs / f"{what}-{key}.log",
+        env=_child_env(),
+        on_line=tell,
+        what=what,
+    )
+    job_file.unlink()
+
+
+def _model_job(model: StartingModel, recipe: Recipe) -> dict[str, Any]:
+    return {
+        "model_path": model.path,
+        "revision": model.revision,
+        "chat_template": recipe.chat_template,
+        "threads": threads(),
+    }
+
+
+def _max_length(recipe: Recipe) -> int:
+    return recipe.training.get("max_length") or 1024
+
+
+def _evaluation_key(recipe: Recipe, model: StartingModel, mixture: StepResult) -> dict[str, Any]:
+    return {
+        "model": model.digest,
+        "pairs": mixture.info["test_sha256"],
+        "evaluation": recipe.evaluation.model_dump(exclude={"preset"}),
+        "max_length": _max_length(recipe),
+        "threads": threads(),
+        "code": code_version(*_EVALUATION_CODE),
+        "libraries": library_versions("torch", "transformers", "peft", "lm-eval"),
+    }
+
+
+def _make_evaluation(
+    workspace: Workspace,
+    step: str,
+    key: str,
+    recipe: Recipe,
+    model: StartingModel,
+    mixture: StepResult,
+    policy: Path | None,
+    tell: Tell,
+) -> StepResult:
+    def build(folder: Path) -> dict[str, Any]:
+        job = {
+            **_model_job(model, recipe),
+            "folder": str(folder),
+            "dtype": recipe.model.get("dtype", "float32"),
+            "policy": str(policy) if policy else None,
+            "pairs": str(mixture.folder(workspace) / "test.jsonl"),
+            "evaluation": recipe.evaluation.model_dump(),
+            "max_length": _max_length(recipe),
+        }
+        _run(workspace, "preftune.evaluation", job, key, "cpu" if not _has_gpu() else "single_gpu", tell)
+        counts = {n: sum(1 for _ in (folder / f"{n}.jsonl").open()) for n in ("pairs", "answers")}
+        return {**counts, "notices": _probe(folder)}
+
+    volatile = ("timing.json", "lm_eval_task/*")
+    return store.make(
+        workspace,
+        step,
+        key,
+        build,
+        volatile=volatile,
+        on_wait=lambda: tell(f"another run makes this {step}: waiting"),
+    )
+
+
+def _probe(folder: Path) -> list[str]:
+    """What the answers say about the model itself."""
+    answers = [json.loads(line) for line in (folder / "answers.jsonl").open()]
+    stopped = sum(a["stopped"] for a in answers)
+    if answers and stopped == 0:
+        return [
+            f"none of {len(answers)} answers stopped by itself: this may be a base model, or "
+            "evaluation.max_new_tokens is too short for it"
+        ]
+    return []
+
+
+def _has_gpu() -> bool:
+    return accelerate_configs.gpu_count() > 0
+
+
+# --- baseline ---------------------------------------------------------------------------------------------
+
+
+def baseline_key(recipe: Recipe, model: StartingModel, mixture: StepResult) -> str:
+    """Key of the SFT model's evaluation: the model, the held-out side, the evaluation's settings. Not the
+    training's: every recipe that starts from this model and holds out these pairs shares it."""
+    return json_digest({"step": "baseline", **_evaluation_key(recipe, model, mixture)})
+
+
+def make_baseline(
+    workspace: Workspace,
+    key: str,
+    recipe: Recipe,
+    model: StartingModel,
+    mixture: StepResult,
+    tell: Tell = _quiet,
+) -> StepResult:
+    """Evaluates the starting model on the held-out side."""
+    return _make_evaluation(workspace, "baseline", key, recipe, model, mixture, None, tell)
+
+
+# --- train ------------------------------------------------------------------------------------------------
+
+
+def train_key(recipe: Recipe, model: StartingModel, mixture: StepResult) -> str:
+    """Key of a training: the model, the training side, what is learned and how."""
+    learned = {k: v for k, v in recipe.training.items() if k not in _NOT_LEARNED}
+    evaluates = learned.get("eval_strategy", "no") != "no"
+    return json_digest(
+        {
+            "step": "train",
+            "model": model.digest,
+            "pairs": mixture.info["train_sha256"],
+            "held_out": mixture.info["test_sha256"] if evaluates else None,
+            "eval_pairs": recipe.evaluation.training_pairs if evaluates else None,
+            "training": learned,
+            "model_settings": {k: v for k, v in recipe.model.items() if k != "model_name_or_path"},
+            "accelerate": recipe.accelerate_config,
+            "tensorboard": recipe.training.get("report_to", "none"),
+            "threads": threads(),
+            "code": code_version("training", "tokens", "checkpoints"),
+            "libraries": library_versions("torch", "transformers", "trl", "peft", "accelerate"),
+        }
+    )
+
+
+def make_train(
+    workspace: Workspace,
+    key: str,
+    recipe: Recipe,
+    model: StartingModel,
+    mixture: StepResult,
+    tell: Tell = _quiet,
+) -> StepResult:
+    """Trains the policy; goes on from the newest whole checkpoint of an earlier try."""
+
+    def build(folder: Path) -> dict[str, Any]:
+        data = mixture.folder(workspace)
+        job = {
+            **_model_job(model, recipe),
+            "folder": str(folder),
+            "model": {k: v for k, v in recipe.model.items() if k != "model_name_or_path"},
+            "training": recipe.training,
+            "train": str(data / "train.jsonl"),
+            "test": str(data / "test.jsonl"),
+            "eval_pairs": recipe.evaluation.training_pairs,
+        }
+        _run(workspace, "preftune.training", job, key, recipe.accelerate_config, tell)
+        shutil.rmtree(folder / "checkpoints")  # they serve a retry of this step only
+        return json.loads((folder / "train.json").read_text())
+
+    # adapter_config.json names the base model's folder on this machine.
+    volatile = ("timing.json", "runs/*", "model/adapter_config.json", "model/tokenizer_config.json")
+    return store.make(
+        workspace,
+        "train",
+        key,
+        build,
+        volatile=volatile,
+        on_wait=lambda: tell("another run trains this: waiting"),
+    )
+
+
+def train_folder(workspace: Workspace, key: str) -> Path:
+    """Where a training that is under way stands."""
+    return workspace.partial / "train" / key
+
+
+# --- policy -----------------------------------------------------------------------------------------------
+
+
+def policy_key(recipe: Recipe, model: StartingModel, mixture: StepResult, train: StepResult) -> str:
+    """Key of the policy's evaluation: as the baseline's, and the trained weights."""
+    return json_digest({"step": "policy", "policy": train.digest, **_evaluation_key(recipe, model, mixture)})
+
+
+def make_policy(
+    workspace: Workspace,
+    key: str,
+    recipe: Recipe,
+    model: StartingModel,
+    mixture: StepResult,
+    train: StepResult,
+    tell: Tell = _quiet,
+) -> StepResult:
+    """Evaluates the trained policy on the same pairs and prompts as the baseline."""
+    policy = train.folder(workspace) / "model"
+    return _make_evaluation(workspace, "policy", key, recipe, model, mixture, policy, tell)
+
+
+# --- verdict ----------------------------------------------------------------------------------------------
+
+
+def run_identity(recipe: Recipe, baseline: str, train: str) -> str:
+    """What makes one MLflow run: known before the training starts."""
+    return json_digest({"train": train, "baseline": baseline, "gate": recipe.gate.model_dump()})
+
+
+def verdict_key(recipe: Recipe, baseline: StepResult, train: StepResult, policy: StepResult) -> str:
+    """Key of a verdict: both evaluations, the training, β and the bars."""
+    return json_digest(
+        {
+            "baseline": baseline.digest,
+            "policy": policy.digest,
+            "train": train.digest,
+            "beta": beta(recipe),
+            "gate": recipe.gate.model_dump(),
+            "code": code_version("verdict", "gate", "statistics", "report", "plots"),
+        }
+    )
+
+
+def beta(recipe: Recipe) -> float:
+    """The β of the implicit reward: the recipe's, else TRL's default."""
+    from preftune.known_keys import snapshot
+
+    return float(recipe.training.get("beta", snapshot()["training"]["beta"]["default"]))
+
+
+def make_verdict(
+    workspace: Workspace,
+    key: str,
+    recipe: Recipe,
+    results: dict[str, Any],
+    steps: dict[str, str],
+    lineage: dict[str, str],
+) -> StepResult:
+    """Compares, decides and writes the report.
+
+    Args:
+        workspace: Where the store stands.
+        key: From `verdict_key`.
+        recipe: The resolved recipe.
+        results: Step name → its result; `source` holds a list.
+        steps: Step name → `cached` or `run`.
+        lineage: For the report: label → text.
+    """
+
+    def build(folder: Path) -> dict[str, Any]:
+        from preftune.report import ReportInput, render_report
+        from preftune.verdict import compare
+
+        places = {step: results[step].folder(workspace) for step in ("mixture", "baseline", "train", "policy")}
+        found = compare(places["baseline"], places["policy"], results["train"].info, beta(recipe), recipe.gate, folder)
+        answers = [read_json_lines(places[s] / "answers.jsonl") for s in ("baseline", "policy")]
+        report = ReportInput(
+            name=recipe.name,
+            verdict=found,
+            curves=read_json_lines(places["train"] / "metrics.jsonl"),
+            margins=[row["margin"] for row in read_json_lines(folder / "comparison.jsonl")],
+            answers=list(zip(*answers, strict=True)),
+            sources=[s.info for s in results["source"]],
+            mixture=results["mixture"].info,
+            training=results["train"].info,
+            recipe=recipe.resolved(),
+            steps=steps,
+            lineage=lineage,
+        )
+        (folder / "report.html").write_text(render_report(report))
+        return {k: found[k] for k in ("outcome", "reasons", "metrics")}
+
+    return store.make(workspace, "verdict", key, build, volatile=("report.html",))

@@ -1,0 +1,105 @@
+"""What a run tells people: tables, notices, the JSON summary's parts."""
+
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from preftune.digest import library_versions
+from preftune.models import StartingModel
+from preftune.schema import Recipe
+from preftune.store import StepResult
+from preftune.workspace import Workspace
+
+# (metric, label, decimals, better when higher: True, lower: False, neither: None)
+HEADLINES: list[tuple[str, str, int, bool | None]] = [
+    ("reward_accuracy", "reward accuracy", 3, True),
+    ("reward_margin", "reward margin", 3, True),
+    ("ranking_accuracy", "ranking accuracy", 3, True),
+    ("ranking_accuracy_per_token", "ranking accuracy per token", 3, True),
+    ("lm_eval/preference_pairs/acc", "lm-eval preference_pairs", 3, True),
+    ("response_tokens", "answer length (tokens)", 1, None),
+    ("stop_rate", "answers that stop by themselves", 3, True),
+    ("empty_rate", "empty answers", 3, False),
+    ("seq_rep_4", "repetition (seq-rep-4)", 3, False),
+    ("nll_under_sft", "NLL under SFT (nats per token)", 3, False),
+    ("kl_per_token", "KL to SFT (nats per token)", 3, None),
+]
+
+
+def headline_rows(metrics: dict[str, dict[str, float | None]]) -> list[tuple[str, str, str]]:
+    """(label, SFT, policy with its interval) of each headline measure that is there."""
+
+    def text(who: str, name: str, decimals: int) -> str:
+        value, low, high = (metrics[who].get(f"{name}{end}") for end in ("", "_lo", "_hi"))
+        if value is None:
+            return "not measured"
+        if low is None or high is None or low == high:
+            return f"{value:.{decimals}f}"
+        return f"{value:.{decimals}f}  [{low:.{decimals}f}, {high:.{decimals}f}]"
+
+    return [
+        (label, text("sft", name, decimals), text("policy", name, decimals))
+        for name, label, decimals, _ in HEADLINES
+        if name in metrics["policy"]
+    ]
+
+
+def verdict_markdown(info: dict[str, Any]) -> str:
+    """The verdict as Markdown, for the flow run's page."""
+    lines = [f"# {info['outcome']}", "", *(f"- {r}" for r in info["reasons"]), ""]
+    lines += ["| measure | SFT | DPO |", "|---|---|---|"]
+    lines += [f"| {label} | {sft} | {policy} |" for label, sft, policy in headline_rows(info["metrics"])]
+    return "\n".join(lines)
+
+
+def data_notices(sources: list[StepResult], mixture: StepResult) -> list[str]:
+    """What was fixed or dropped, a line each."""
+    lines = [n for s in sources for n in s.info["notices"]]
+    for source in sources:
+        for side in ("train", "test"):
+            if dropped := source.info.get(side, {}).get("dropped"):
+                reasons = ", ".join(f"{n} {r}" for r, n in dropped.items())
+                lines.append(f"{source.info['id']} ({source.info[side]['split']}): dropped {reasons}")
+    return lines + mixture.info["notices"]
+
+
+def lineage(recipe: Recipe, model: StartingModel, results: dict[str, Any], links: dict[str, str]) -> dict[str, str]:
+    """Which data, model and code made this result; for the report."""
+    versions = library_versions("torch", "transformers", "trl", "peft", "lm-eval", "prefect", "mlflow")
+    return {
+        "starting model": f"{model.name} ({model.digest})",
+        **{f"dataset {i + 1}": f"{s.info['id']} ({s.digest})" for i, s in enumerate(results["source"])},
+        "training pairs": results["mixture"].info["train_sha256"],
+        "held-out pairs": results["mixture"].info["test_sha256"],
+        **{f"{step} key": results[step].key for step in ("mixture", "baseline", "train", "policy")},
+        "trained weights": results["train"].digest,
+        "recipe": str(recipe.path.name),
+        **links,
+        "versions": ", ".join(f"{k} {v}" for k, v in versions.items()),
+    }
+
+
+def write_tracked(marker: Path, workspace: Workspace, runs: dict[str, str]) -> None:
+    """Notes that both MLflow runs are complete, so that a cached run need not import mlflow."""
+    marker.parent.mkdir(parents=True, exist_ok=True)
+    marker.write_text(json.dumps({"uri": workspace.mlflow_uri, **runs}))
+
+
+def read_tracked(marker: Path, workspace: Workspace) -> dict[str, str] | None:
+    """The runs noted for this result, if they were sent to the tracking address in force and are still there."""
+    try:
+        runs = json.loads(marker.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    if runs["uri"] != workspace.mlflow_uri:
+        return None
+    if workspace.mlflow_uri.startswith("sqlite:///"):
+        database = Path(workspace.mlflow_uri.removeprefix("sqlite:///"))
+        if not database.exists():
+            return None
+        with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
+            query = "select count(*) from runs where run_uuid in (?, ?) and lifecycle_stage = 'active'"
+            if connection.execute(query, (runs["sft"], runs["policy"])).fetchone()[0] != 2:
+                return None
+    return runs

@@ -1,0 +1,303 @@
+"""Recording in MLflow: one run for the SFT baseline, one for the policy, with the same metric names.
+
+Everything is sent with an explicit run id and can be sent again: a run is found by its `preftune.key` tag, and
+a metric that is there already at its step is not sent twice. So an upload that broke off is simply repeated.
+"""
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import yaml
+
+from preftune.children import read_json_lines
+from preftune.errors import StepError
+from preftune.schema import Recipe
+from preftune.workspace import Workspace
+
+KEY_TAG = "preftune.key"
+DONE_TAG = "preftune.complete"
+
+
+def connect(workspace: Workspace) -> Any:
+    """A client of `MLFLOW_TRACKING_URI`, or of SQLite in the workspace."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
+    from mlflow import MlflowClient
+
+    workspace.home.mkdir(parents=True, exist_ok=True)
+    return MlflowClient(tracking_uri=workspace.mlflow_uri)
+
+
+@contextmanager
+def mlflow_errors(workspace: Workspace) -> Any:
+    """Turns MLflow's failures into one message that says that nothing is lost."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (MlflowException, OSError) as e:
+        raise StepError(
+            f"MLflow could not be written: {str(e).splitlines()[0][:300]}",
+            workspace.mlflow_uri,
+            "nothing is lost: when it is back, run the same command again and only the upload is made",
+        ) from e
+
+
+def experiment_id(client: Any, workspace: Workspace, name: str) -> str:
+    """The experiment's id; created with the workspace's artifact folder when missing."""
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return found.experiment_id
+    # A server keeps artifacts its own way; a local database would put them into the current folder.
+    location = workspace.mlflow_artifacts.as_uri() if workspace.mlflow_uri.startswith("sqlite") else None
+    try:
+        return client.create_experiment(name, artifact_location=location)
+    except Exception:
+        found = client.get_experiment_by_name(name)  # another run was faster
+        if found is None:
+            raise
+        return found.experiment_id
+
+
+def open_run(client: Any, experiment: str, key: str, name: str, tags: dict[str, str]) -> str:
+    """The run with this key in the experiment, created when missing; returns its id."""
+    found = client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
+    if found:
+        return found[0].info.run_id
+    run = client.create_run(experiment, run_name=name, tags={**tags, KEY_TAG: key})
+    return run.info.run_id
+
+
+class MetricSender:
+    """Sends metrics.jsonl rows to one run, each (name, step) once, also across processes."""
+
+    def __init__(self, client: Any, run_id: str) -> None:
+        self._client, self._run_id = client, run_id
+        self._sent: set[tuple[str, int]] = set()
+        self._asked: set[str] = set()
+
+    def send(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Sends rows of the form {"step": n, "metrics": {name: value}}; NaN included, as MLflow keeps it."""
+        from mlflow.entities import Metric
+
+        new = []
+        now = int(time.time() * 1000)
+        for row in rows:
+            for name, value in row["metrics"].items():
+                if value is None:
+                    continue
+                if name not in self._asked:
+                    self._asked.add(name)
+                    history = self._client.get_metric_history(self._run_id, name)
+                    self._sent |= {(name, m.step) for m in history}
+                if (name, row["step"]) not in self._sent:
+                    new.append(Metric(name, float(value), now, row["step"]))
+        for start in range(0, len(new), 500):
+            batch = new[start : start + 500]
+            self._client.log_batch(self._run_id, metrics=batch)
+            self._sent |= {(m.key, m.step) for m in batch}
+
+
+def _flatten(tree: Any, prefix: str = "") -> dict[str, str]:
+    """{"a": {"b": 1}} → {"a.b": "1"}; long values are cut where MLflow would refuse them."""
+    if isinstance(tree, dict):
+        items = [(str(k), v) for k, v in tree.items()]
+    elif isinstance(tree, list) and any(isinstance(v, dict) for v in tree):
+        items = [(str(i), v) for i, v in enumerate(tree)]
+    else:
+        return {prefix: str(tree)[:6000]}
+    flat: dict[str, str] = {}
+    for k, v in items:
+        flat |= _flatten(v, f"{prefix}.{k}" if prefix else k)
+    return flat
+
+
+def _inputs(datasets: list[dict[str, Any]]) -> list[Any]:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    return [
+        DatasetInput(
+            Dataset(
+                name=d["name"],
+                digest=d["digest"][:36],
+                source_type="local",
+                source=json.dumps({"id": d["name"]}),
+                profile=json.dumps(d["profile"]),
+            ),
+            [InputTag("mlflow.data.context", d["context"])],
+        )
+        for d in datasets
+    ]
+
+
+def record(
+    client: Any,
+    run_id: str,
+    *,
+    params: dict[str, Any],
+    metrics: dict[str, float | None],
+    curves: list[dict[str, Any]],
+    datasets: list[dict[str, Any]],
+    artifacts: list[tuple[Path, str]],
+    tags: dict[str, str],
+) -> None:
+    """Sends a whole run, verifies its artifacts, and marks it complete; does nothing if it is complete.
+
+    Args:
+        client: From `connect`.
+        run_id: From `open_run`.
+        params: Nested; logged under dotted names.
+        metrics: The measures, at step 0.
+        curves: Rows of metrics.jsonl.
+        datasets: {name, digest, context, profile} each.
+        artifacts: (file, folder in the run) each.
+        tags: More tags, for example the note.
+
+    Raises:
+        StepError: If an artifact did not arrive whole.
+    """
+    from mlflow.entities import Param, RunTag
+
+    run = client.get_run(run_id)
+    if run.data.tags.get(DONE_TAG) == "true":
+        return
+    known = run.data.params
+    new = [Param(k, v) for k, v in _flatten(params).items() if k not in known]
+    for start in range(0, len(new), 100):
+        client.log_batch(run_id, params=new[start : start + 100])
+    sender = MetricSender(client, run_id)
+    sender.send(curves)
+    sender.send([{"step": 0, "metrics": metrics}])
+    client.log_inputs(run_id, _inputs(datasets))
+    for path, folder in artifacts:
+        client.log_artifact(run_id, str(path), folder or None)
+    for folder in {f for _, f in artifacts}:
+        there = {Path(a.path).name: a.file_size for a in client.list_artifacts(run_id, folder or None)}
+        for path in (p for p, f in artifacts if f == folder):
+            if there.get(path.name) != path.stat().st_size:
+                raise StepError(f"the artifact {path.name} did not arrive whole in MLflow", run_id, "run it again")
+    client.log_batch(run_id, tags=[RunTag(k, v) for k, v in {**tags, DONE_TAG: "true"}.items()])
+    client.set_terminated(run_id, "FINISHED")
+
+
+def ui_address(workspace: Workspace) -> str:
+    """Where the MLflow UI is, or will be after `preftune ui`."""
+    uri = workspace.mlflow_uri
+    return uri.rstrip("/") if uri.startswith("http") else os.environ.get("PREFTUNE_UI", "http://127.0.0.1:5000")
+
+
+def compare_url(workspace: Workspace, experiment: str, run_ids: list[str]) -> str:
+    """Address of MLflow's compare page for these runs."""
+    runs, experiments = (quote(json.dumps(x, separators=(",", ":"))) for x in (run_ids, [experiment]))
+    return f"{ui_address(workspace)}/#/compare-runs?runs={runs}&experiments={experiments}"
+
+
+def run_name(recipe: Recipe, kind: str) -> str:
+    """`starter dpo beta=0.1`, or `SmolLM2-135M-Instruct sft`."""
+    if kind == "sft":
+        return f"{recipe.model_name.rstrip('/').rpartition('/')[2]} sft"
+    from preftune.steps import beta
+
+    return f"{recipe.name} dpo beta={beta(recipe):g}"
+
+
+def record_both(
+    workspace: Workspace, recipe: Recipe, results: dict[str, Any], identity: str, links: dict[str, str]
+) -> dict[str, str]:
+    """Completes the SFT baseline's and the policy's run.
+
+    Args:
+        workspace: Where the results stand.
+        recipe: The resolved recipe.
+        results: Step name → result; `source` holds a list.
+        identity: From `steps.run_identity`.
+        links: Label → text, for the runs' note and tags.
+
+    Returns:
+        {"experiment": id, "sft": run id, "policy": run id}.
+    """
+    client = connect(workspace)
+    experiment = experiment_id(client, workspace, recipe.experiment)
+    place = {n: r.folder(workspace) for n, r in results.items() if n != "source"}
+    metrics = results["verdict"].info["metrics"]
+    mixture = results["mixture"].info
+    held_out = {
+        "name": "held-out pairs",
+        "digest": mixture["test_sha256"][:20],
+        "context": "evaluation",
+        "profile": {"pairs": mixture["test"]},
+    }
+    sources = [
+        {"name": s.info["id"], "digest": s.digest, "context": "training", "profile": s.info["train"]}
+        for s in results["source"]
+    ]
+    tags = {f"preftune.{k}": v for k, v in links.items()} | dict(recipe.tracking.tags)
+    sft = open_run(client, experiment, results["baseline"].key, run_name(recipe, "sft"), {"preftune.kind": "sft"})
+    record(
+        client,
+        sft,
+        params={"model_name_or_path": recipe.model_name, "evaluation": recipe.evaluation.model_dump()},
+        metrics=metrics["sft"],
+        curves=[],
+        datasets=[held_out],
+        artifacts=[(place["baseline"] / n, "evaluation") for n in ("pairs.jsonl", "answers.jsonl")],
+        tags={**tags, "mlflow.note.content": f"SFT baseline: {recipe.model_name}"},
+    )
+    policy = open_run(client, experiment, identity, run_name(recipe, "dpo"), {"preftune.kind": "dpo"})
+    outcome, reasons = results["verdict"].info["outcome"], results["verdict"].info["reasons"]
+    note = f"**{outcome}**\n\n" + "\n".join(f"- {r}" for r in reasons)
+    note += "".join(f"\n- {k}: {v}" for k, v in links.items())
+    artifacts = [(place["verdict"] / n, "") for n in ("report.html", "verdict.json")]
+    artifacts += [(p, "plots") for p in sorted((place["verdict"] / "plots").glob("*.svg"))]
+    artifacts += [(place["policy"] / n, "evaluation") for n in ("pairs.jsonl", "answers.jsonl")]
+    artifacts += [(place["verdict"] / "comparison.jsonl", "evaluation"), (place["mixture"] / "mixture.json", "data")]
+    with tempfile.TemporaryDirectory() as scratch:
+        resolved = Path(scratch) / "recipe.yaml"
+        resolved.write_text(yaml.safe_dump(recipe.resolved(), sort_keys=False, allow_unicode=True))
+        artifacts.append((resolved, ""))
+        for i, source in enumerate(results["source"]):
+            for name in ("report.json", "quarantine.jsonl"):
+                artifacts.append((source.folder(workspace) / name, f"data/source-{i}"))
+        record(
+            client,
+            policy,
+            params=recipe.resolved(),
+            metrics=metrics["policy"],
+            curves=read_json_lines(place["train"] / "metrics.jsonl"),
+            datasets=[*sources, held_out],
+            artifacts=artifacts,
+            tags={**tags, "preftune.verdict": outcome, "preftune.sft_run": sft, "mlflow.note.content": note},
+        )
+    return {"experiment": experiment, "sft": sft, "policy": policy}
+
+
+def list_runs(workspace: Workspace) -> list[dict[str, Any]]:
+    """The recorded runs, newest first: run_id, experiment, kind, name, status, verdict, reward_accuracy, started."""
+    if workspace.mlflow_uri.startswith("sqlite") and not (workspace.home / "mlflow.db").exists():
+        return []
+    with mlflow_errors(workspace):
+        client = connect(workspace)
+        experiments = {e.experiment_id: e.name for e in client.search_experiments()}
+        found = client.search_runs(
+            list(experiments), "tags.`preftune.kind` != ''", order_by=["attributes.start_time DESC"]
+        )
+    return [
+        {
+            "run_id": r.info.run_id,
+            "experiment": experiments[r.info.experiment_id],
+            "kind": r.data.tags["preftune.kind"],
+            "name": r.info.run_name,
+            "status": r.info.status,
+            "verdict": r.data.tags.get("preftune.verdict", ""),
+            "reward_accuracy": r.data.metrics.get("reward_accuracy"),
+            "started": time.strftime("%Y-%m-%d %H:%M", time.localtime(r.info.start_time / 1000)),
+        }
+        for r in found
+    ]

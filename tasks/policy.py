@@ -1,0 +1,76 @@
+"""What all step tasks share: the cache key, which failures are worth a retry, the GPU slot, quiet errors."""
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from prefect import get_run_logger
+from prefect.cache_policies import CacheKeyFnPolicy
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+from prefect.concurrency.sync import concurrency
+from prefect.context import TaskRunContext
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+
+from preftune.errors import PreftuneError, UserError
+
+GPU_LIMIT = "gpu"
+LEASE_SECONDS = 60  # after a SIGKILL the slot comes back when the lease has run out
+
+
+def _step_key(context: TaskRunContext, parameters: dict[str, Any]) -> str:
+    """The step's own key, which holds all that its result depends on; and the workspace it stands in."""
+    home = hashlib.sha256(str(parameters["workspace"].home).encode()).hexdigest()[:8]
+    return f"preftune-{context.task.name}-{parameters['key']}-{home}"
+
+
+STEP_CACHE = CacheKeyFnPolicy(cache_key_fn=_step_key)
+
+
+def worth_a_retry(_task: Any, _run: Any, state: Any) -> bool:
+    """Wrong input stays wrong; everything else may be a passing fault."""
+    try:
+        state.result()
+    except UserError:
+        return False
+    except Exception:
+        return True
+    return True
+
+
+@contextmanager
+def gpu_slot() -> Iterator[None]:
+    """Holds Prefect's global concurrency limit `gpu` (created with one slot when missing), so that two runs
+    never share the device; the CPU counts as one."""
+    with get_client(sync_client=True) as client:
+        try:
+            client.read_global_concurrency_limit_by_name(GPU_LIMIT)
+        except ObjectNotFound:
+            with suppress(ObjectAlreadyExists):
+                client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=GPU_LIMIT, limit=1))
+    logger = get_run_logger()
+    logger.info("waiting for the GPU slot")
+    with concurrency(GPU_LIMIT, strict=True, lease_duration=LEASE_SECONDS):
+        logger.info("holding the GPU slot")
+        yield
+
+
+class _OneMessage(logging.Filter):
+    """Shows our own errors as their message; Prefect would add a stack trace."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, PreftuneError):
+            record.exc_info = record.exc_text = None
+            record.msg, record.args = str(error), ()
+        return True
+
+
+def quiet_errors() -> None:
+    """Installs the filter on Prefect's run loggers; again is harmless."""
+    for name in ("prefect.task_runs", "prefect.flow_runs"):
+        logger = logging.getLogger(name)
+        if not any(isinstance(f, _OneMessage) for f in logger.filters):
+            logger.addFilter(_OneMessage())

@@ -44,7 +44,11 @@ class _Steps:
         return result
 
 
-@flow(name="dpo-pipeline", flow_run_name="dpo-pipeline {recipe}", persist_result=False)
+def _run_name() -> str:
+    return f"dpo {Path(flow_run.get_parameters().get('recipe', '')).parent.name}"
+
+
+@flow(name="dpo-pipeline", flow_run_name=_run_name, persist_result=False)
 def dpo_pipeline(
     recipe: Annotated[
         str, Field(description="The recipe's file, relative to the project.")

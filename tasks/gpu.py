@@ -32,7 +32,7 @@ def evaluate_baseline(
     key: str, workspace: Workspace, recipe: Recipe, model: StartingModel, mixture: StepResult
 ) -> StepResult:
     """Evaluates the SFT model; also the check of the starting model."""
-    with gpu_slot():
+    with gpu_slot(workspace, "baseline", key):
         return steps.make_baseline(workspace, key, recipe, model, mixture, get_run_logger().info)
 
 
@@ -42,7 +42,7 @@ def train_policy(
 ) -> StepResult:
     """Trains with DPO, and sends the training's metrics to MLflow while they come."""
     logger = get_run_logger()
-    with gpu_slot(), _live_metrics(workspace, recipe, key, identity):
+    with gpu_slot(workspace, "train", key), _live_metrics(workspace, recipe, key, identity):
         return steps.make_train(workspace, key, recipe, model, mixture, logger.info)
 
 
@@ -51,7 +51,7 @@ def evaluate_policy(
     key: str, workspace: Workspace, recipe: Recipe, model: StartingModel, mixture: StepResult, train: StepResult
 ) -> StepResult:
     """Evaluates the policy on what the baseline was evaluated on."""
-    with gpu_slot():
+    with gpu_slot(workspace, "policy", key):
         return steps.make_policy(workspace, key, recipe, model, mixture, train, get_run_logger().info)
 
 

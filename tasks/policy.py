@@ -15,6 +15,8 @@ from prefect.context import TaskRunContext
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 
 from preftune.errors import PreftuneError, UserError
+from preftune.store import find
+from preftune.workspace import Workspace
 
 GPU_LIMIT = "gpu"
 LEASE_SECONDS = 60  # after a SIGKILL the slot comes back when the lease has run out
@@ -41,9 +43,12 @@ def worth_a_retry(_task: Any, _run: Any, state: Any) -> bool:
 
 
 @contextmanager
-def gpu_slot() -> Iterator[None]:
+def gpu_slot(workspace: Workspace, step: str, key: str) -> Iterator[None]:
     """Holds Prefect's global concurrency limit `gpu` (created with one slot when missing), so that two runs
-    never share the device; the CPU counts as one."""
+    never share the device; the CPU counts as one. A step that is finished already needs none."""
+    if find(workspace, step, key) is not None:
+        yield
+        return
     with get_client(sync_client=True) as client:
         try:
             client.read_global_concurrency_limit_by_name(GPU_LIMIT)

@@ -1,6 +1,5 @@
 """The report: everything told, everything escaped, nothing loaded from elsewhere."""
 
-import html
 import json
 import math
 import random
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from markupsafe import escape
 
 from preftune.report import ReportInput, measure_rows, render_report
 from preftune.schema import Gate
@@ -173,7 +173,7 @@ def test_tells_everything(data: ReportInput) -> None:
         if not name.endswith(("_lo", "_hi")):
             assert f"<code>{name}</code>" in text
     for told in (*data.verdict["reasons"], *(d["name"] for d in data.verdict["damages"]), *data.steps):
-        assert html.escape(told) in text
+        assert escape(told) in text
     assert "120 of 120 steps on 960 pairs" in text
     assert "the same pair stands earlier in this source" in text
     assert "learning_rate: 5.0e-06" in text
@@ -278,7 +278,7 @@ def test_differences_are_told_as_points(data: ReportInput) -> None:
     rows = {r["name"]: r for group in measure_rows(verdict).values() for r in group}
     stop = rows["stop_rate"]
     assert stop["policy"]["value"] == "50.0%"
-    assert stop["difference"] == {"value": "−25.0 points", "interval": "−40.0 to −10.0"}
+    assert stop["difference"] == {"value": "−25.0 points", "interval": "−40.0 to\u00a0−10.0"}
     assert stop["judgement"] == "worse"
     assert rows["empty_rate"]["judgement"] == "no clear change"
     assert rows["response_tokens"]["judgement"] == "higher"

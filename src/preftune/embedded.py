@@ -58,14 +58,14 @@ def _fetch(folder: Path) -> Path:
 def convert(gguf: Path, target: Path) -> None:
     """GGUF → a folder that `from_pretrained` loads: float32 safetensors, tokenizer, chat template."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     source = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     # save_pretrained refuses the loaded model as quantized: the same weights in a model that never was.
     settings = {k: v for k, v in source.config.to_dict().items() if k != "quantization_config"}
     settings["_name_or_path"] = ""
-    model = LlamaForCausalLM(type(source.config)(**settings))
+    model = LlamaForCausalLM(LlamaConfig(**settings))
     model.load_state_dict(source.state_dict())
     model.generation_config = source.generation_config
     model.save_pretrained(target)

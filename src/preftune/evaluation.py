@@ -59,7 +59,7 @@ def _load(job: dict[str, Any]) -> tuple[Any, Any, Any]:
 
             model = PeftModel.from_pretrained(model, policy)
             as_sft = model.disable_adapter
-    model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    model = model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu")).eval()
     return tokenizer, model, as_sft
 
 

@@ -4,6 +4,9 @@ lm-eval's own `acc` (summed log-likelihood) and `acc_norm` (per character), on t
 template renders it.
 """
 
+# lm-eval's decorators hide its signatures from the type checker.
+# pyright: reportCallIssue=false, reportTypedDictNotRequiredAccess=false
+
 import json
 from pathlib import Path
 from typing import Any

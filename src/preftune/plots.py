@@ -76,18 +76,18 @@ class Chart(NamedTuple):
 
 
 def number(value: float) -> str:
-    """A number for people: three decimals, a real minus sign, powers of ten only where needed."""
+    """A number for people: mostly three decimals, a real minus sign, powers of ten only where needed."""
     if value == 0:
         return "0"
     size = abs(value)
-    text = f"{value:.2e}" if size < 0.0005 or size >= 1e6 else f"{value:,.0f}" if size >= 1000 else f"{value:.3f}"
+    text = f"{value:.2g}" if size < 0.0005 or size >= 1e6 else f"{value:,.0f}" if size >= 1000 else f"{value:.3f}"
     return text.replace("-", "−")
 
 
 @contextmanager
-def _figure(height: float = 3.1, width: float = 5.2) -> Iterator[tuple[Figure, Axes]]:
+def _figure(width: float = 5.2) -> Iterator[tuple[Figure, Axes]]:
     with matplotlib.style.context(["default", STYLE]):
-        figure = Figure(figsize=(width, height), layout="constrained")
+        figure = Figure(figsize=(width, 3.1), layout="constrained")
         axes = figure.add_subplot()
         axes.tick_params(length=0)
         yield figure, axes
@@ -140,12 +140,12 @@ def _legend(axes: Axes, handles: list[Any] | None = None, columns: int = 3) -> N
 
 def _over_steps(axes: Axes) -> None:
     axes.set_xlabel("optimizer step")
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(6))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
 
 
 def _told(found: dict[str, list[Point]], share: bool = False) -> str:
-    """ "training 0.693 to 0.512; held-out 0.680" """
+    """First and last value of each, in words."""
 
     def text(value: float) -> str:
         return f"{value:.1%}" if share else number(value)
@@ -159,14 +159,13 @@ def _pair_chart(curves: Sequence[dict[str, Any]], metric: str, name: str, title:
     if not any(found.values()):
         return None
     caption = f"First to last logged value: {_told(found, share)}."
-    with _figure() as (figure, axes):
+    with _figure(width=4.5) as (figure, axes):
         for label, colour in (("training", "dpo"), ("held-out", "margin")):
             if found[label]:
                 _line(axes, found[label], colour, held_out=label == "held-out", label=label)
         _over_steps(axes)
         if share:
-            axes.axhline(0.5, color=COLOURS["muted"], linewidth=1, linestyle=":")
-            axes.set_ylim(min(0.4, *(y for p in found.values() for _, y in p)) - 0.03, 1.03)
+            axes.axhline(0.5, color=COLOURS["fg"], linewidth=1.2, linestyle=":")
             axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
             caption += " The dotted line is chance (50%)."
         _legend(axes)
@@ -194,8 +193,8 @@ def rewards_chart(curves: Sequence[dict[str, Any]]) -> Chart | None:
     which = "solid: training, dashed: held-out" if any(held.values()) and any(train.values()) else ""
     told = _told(train if any(train.values()) else held)
     caption = f"First to last logged value: {told}." + (f" Lines: {which}." if which else "")
-    with _figure() as (figure, axes):
-        axes.axhline(0, color=COLOURS["muted"], linewidth=1, linestyle=":")
+    with _figure(width=4.5) as (figure, axes):
+        axes.axhline(0, color=COLOURS["fg"], linewidth=1.2, linestyle=":")
         for found, is_held in ((train, False), (held, True)):
             for label, points in found.items():
                 if points:
@@ -227,16 +226,15 @@ def margins_chart(margins: Sequence[float]) -> Chart | None:
     if not values:
         return None
     mean, above = sum(values) / len(values), sum(m > 0 for m in values)
-    title = "Held-out reward margins"
+    title = "Distribution of the margins"
     caption = f"{above:,} of {len(values):,} pairs have a margin above 0 (right side); the mean is {number(mean)}."
     if left_out := len(margins) - len(values):
         caption += f" {left_out:,} margins are not finite and not drawn."
     edges = _edges(values, 30)
-    with _figure(height=2.7, width=6.4) as (figure, axes):
+    with _figure(width=6.0) as (figure, axes):
         width = edges[1] - edges[0]
-        for edge, count in zip(edges, _counts(values, edges), strict=False):
-            colour = "chosen" if edge > -width / 2 else "rejected"
-            axes.bar(edge, count, width=width * 0.92, align="edge", color=COLOURS[colour], alpha=0.85)
+        colours = [COLOURS["chosen" if edge > -width / 2 else "rejected"] for edge in edges[:-1]]
+        axes.bar(edges[:-1], _counts(values, edges), width * 0.92, align="edge", color=colours, alpha=0.85)
         axes.axvline(0, color=COLOURS["fg"], linewidth=1)
         axes.axvline(mean, color=COLOURS["fg"], linewidth=1.4, linestyle=(0, (4, 2)), label="mean")
         axes.set(xlabel="margin: reward of chosen − reward of rejected", ylabel="pairs")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from preftune.plots import number
 OPEN_ANSWERS = 6
 LONG_TEXT = 1200  # characters: from here on a text scrolls in its own box
 OUTCOMES = {
-    "promote": "The DPO model prefers the better answers reliably and shows no damage: it can replace the SFT model.",
+    "promote": "The DPO model moved towards the better answers and shows no damage: it can replace the SFT model.",
     "reject": "The DPO model must not replace the SFT model: keep the SFT model.",
     "inconclusive": "These measurements do not decide: keep the SFT model until more held-out pairs are measured.",
 }
@@ -85,6 +86,7 @@ MEASURES: dict[str, dict[str, Measure]] = {
     CAPABILITY: {},
 }
 LM_EVAL = {"acc": "accuracy", "acc_norm": "accuracy, length-normalised"}
+KEY_MEASURES = ("reward_accuracy", "ranking_accuracy", "stop_rate", "seq_rep_4", "response_tokens")
 
 
 def _is(value: Any) -> TypeGuard[float]:
@@ -96,9 +98,8 @@ def _text(value: Any, unit: str, signed: bool = False) -> str:
     if not _is(value):
         return "not measured"
     if unit == "share":
-        scaled = round(value * 100, 1) + 0.0
-        text = f"{abs(scaled):.1f}" + ("" if signed else "%")
-        sign = scaled
+        sign = round(value * 100, 1)
+        text = f"{abs(sign):.1f}" + ("" if signed else "%")
     else:
         text = f"{abs(value):,.1f}" if unit == "tokens" else number(abs(value))
         sign = 0.0 if text in ("0.0", "0") else value
@@ -106,7 +107,7 @@ def _text(value: Any, unit: str, signed: bool = False) -> str:
 
 
 def _range(low: Any, high: Any, unit: str, signed: bool = False) -> str:
-    return f"{_text(low, unit, signed)} to {_text(high, unit, signed)}" if _is(low) and _is(high) else ""
+    return f"{_text(low, unit, signed)} to\u00a0{_text(high, unit, signed)}" if _is(low) and _is(high) else ""
 
 
 def _triple(metrics: dict[str, Any], name: str) -> tuple[Any, Any, Any]:
@@ -115,10 +116,11 @@ def _triple(metrics: dict[str, Any], name: str) -> tuple[Any, Any, Any]:
 
 def _cell(triple: Sequence[Any], unit: str, signed: bool = False) -> dict[str, str]:
     value, low, high = triple
-    text = _text(value, unit, signed)
-    if signed and unit == "share" and _is(value):
-        text += " points"
-    return {"value": text, "interval": _range(low, high, unit, signed) if low != high else ""}
+    points = " points" if signed and unit == "share" and _is(value) else ""
+    return {
+        "value": _text(value, unit, signed) + points,
+        "interval": _range(low, high, unit, signed) if low != high else "",
+    }
 
 
 def _judgement(difference: Sequence[Any], better: str) -> str:
@@ -142,17 +144,14 @@ def measure_rows(verdict: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     known = {name: (group, m) for group, found in MEASURES.items() for name, m in found.items()}
     names = [n for n in {**both["sft"], **both["policy"]} if not n.endswith(("_lo", "_hi"))]
     groups: dict[str, list[dict[str, Any]]] = {group: [] for group in MEASURES}
-    for name in sorted(names, key=lambda n: list(known).index(n) if n in known else len(known)):
+    for name in [n for n in known if n in names] + [n for n in names if n not in known]:
         group, measure = known.get(name, (CAPABILITY, Measure(name, "number")))
         if name.startswith("lm_eval/"):
             _, task, metric = name.split("/", 2)
             measure = Measure(f"{task}: {LM_EVAL.get(metric, metric)}", "share", "higher")
-        difference = verdict["differences"].get(name)
-        row = {
+        difference = verdict["differences"].get(name)  # none where SFT is its own reference
+        row = measure._asdict() | {
             "name": name,
-            "label": measure.label,
-            "note": measure.note,
-            "better": measure.better,
             "sft": _cell(_triple(both["sft"], name), measure.unit),
             "policy": _cell(_triple(both["policy"], name), measure.unit),
             "difference": _cell(difference, measure.unit, signed=True) if difference else None,
@@ -163,19 +162,17 @@ def measure_rows(verdict: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 
 def summary(verdict: dict[str, Any]) -> str:
-    """The verdict's key numbers in one plain sentence."""
+    """The verdict's key numbers in plain words."""
     sft, policy = verdict["metrics"]["sft"], verdict["metrics"]["policy"]
     value, low, high = _triple(policy, "reward_accuracy")
-    between = _range(low, high, "share")
-    interval = f" (95% interval {between})" if between else ""
-    accuracy = f"shifts its preference towards the better answer in {_text(value, 'share')} of the pairs{interval}"
-    if not _is(value):
-        accuracy = "has no measured reward accuracy"
-    stop = f"{_text(policy.get('stop_rate'), 'share')} of them stop by themselves"
-    before = f"{_text(sft.get('stop_rate'), 'share')} for the SFT model"
+    accuracy = "has no measured reward accuracy"
+    if _is(value):
+        interval = f" (95% interval {_range(low, high, 'share')})" if _is(low) and _is(high) else ""
+        accuracy = f"moved towards the better answer in {value:.1%} of them{interval}, where 50% is chance"
+    stop, before = (_text(found.get("stop_rate"), "share") for found in (policy, sft))
     return (
-        f"On {verdict['pairs']:,} held-out pairs the DPO model {accuracy}, where 50% is chance; "
-        f"of its answers to {verdict['answers']:,} held-out prompts, {stop} ({before})."
+        f"On {verdict['pairs']:,} held-out pairs the DPO model {accuracy}. Of its answers to {verdict['answers']:,} "
+        f"held-out prompts, the share that stop by themselves is {stop} (SFT: {before})."
     )
 
 
@@ -187,43 +184,33 @@ def _gauge(data: ReportInput) -> dict[str, Any] | None:
     bar = (data.recipe.get("gate") or {}).get("min_reward_accuracy", 0.5)
     at = {"value": value, "low": low, "high": high, "bar": bar if _is(bar) else 0.5}
     shown = {f"{k}_text": _text(v, "share") for k, v in at.items()}
-    return {k: f"{100 * v:.2f}" for k, v in at.items()} | shown | {"width": f"{100 * (high - low):.2f}"}
+    return {k: f"{100 * v:.2f}" for k, v in {**at, "width": high - low}.items()} | shown
 
 
-def _damages(verdict: dict[str, Any]) -> list[dict[str, str]]:
-    def within(d: dict[str, Any]) -> str:
-        return ("yes" if d["low"] <= d["bar"] else "no") if _is(d["low"]) and _is(d["mean"]) else "not measured"
-
-    numbers = ("mean", "low", "bar")
-    return [
-        {"name": d["name"], "within": within(d)} | {k: _text(d[k], "number", k != "bar") for k in numbers}
-        for d in verdict["damages"]
-    ]
+def _damage(found: dict[str, Any]) -> dict[str, str]:
+    measured = _is(found["low"]) and _is(found["mean"])
+    within = ("yes" if found["low"] <= found["bar"] else "no") if measured else "not measured"
+    numbers = {k: _text(found[k], "number", signed=k != "bar") for k in ("mean", "low", "bar")}
+    return {"name": found["name"], "within": within, **numbers}
 
 
-def _displacement(verdict: dict[str, Any]) -> str:
+def _drift(verdict: dict[str, Any]) -> list[str]:
+    """Likelihood displacement and KL, a sentence each."""
     found = verdict.get("displacement") or {}
     change, share = found.get("mean_chosen_logp_change"), found.get("share_fallen")
-    if not (_is(change) and _is(share)):
-        return "Not measured."
-    fell = "fell" if change < 0 else "rose"
-    return (
-        f"The log-likelihood of the chosen answers {fell} by {number(abs(change))} nats on average; "
-        f"it fell for {share:.1%} of the pairs."
-    )
-
-
-def _kl(verdict: dict[str, Any]) -> str:
+    displacement = "The change of the chosen answers' log-likelihood was not measured."
+    if _is(change) and _is(share):
+        moved = f"{'fell' if change < 0 else 'rose'} by {number(abs(change))} nats on average"
+        displacement = f"The log-likelihood of the chosen answers {moved}; it fell for {share:.1%} of the pairs."
     value, low, high = _triple(verdict["metrics"]["policy"], "kl_per_token")
-    interval = _range(low, high, "nats")
-    within = f" (95% interval {interval})" if interval and low != high else ""
-    return f"{number(value)} nats per token{within}" if _is(value) else "not measured"
+    interval = f" (95% interval {_range(low, high, 'nats')})" if _is(low) and low != high else ""
+    kl = f"{number(value)} nats per token{interval}" if _is(value) else "not measured"
+    return [displacement, f"The KL divergence from SFT, on the DPO model's own answers, is {kl}."]
 
 
 def _shares(verdict: dict[str, Any]) -> plots.Chart | None:
     def triple(who: str, name: str) -> tuple[float, float, float] | None:
-        found = _triple(verdict["metrics"][who], name)
-        return found if all(map(_is, found)) else None
+        return found if all(map(_is, found := _triple(verdict["metrics"][who], name))) else None
 
     labels = {"stop_rate": "stops", "empty_rate": "empty", "seq_rep_4": "repetition"}
     return plots.shares_chart([(x, {"SFT": triple("sft", n), "DPO": triple("policy", n)}) for n, x in labels.items()])
@@ -233,35 +220,27 @@ def _answer(sft: dict[str, Any], policy: dict[str, Any]) -> dict[str, Any]:
     prompt = [{"role": str(m.get("role", "")), "content": str(m.get("content", ""))} for m in sft["prompt"]]
     chosen = {"who": "Chosen in the dataset", "kind": "chosen", "text": sft.get("chosen") or ""}
     models = [
-        {
-            "who": who,
-            "kind": kind,
-            "text": row["text"],
-            "tokens": row["tokens"],
-            "rep": _text(row["seq_rep_4"], "share"),
-        }
-        | {"stopped": row["stopped"]}
-        for who, kind, row in (("SFT answer", "sft", sft), ("DPO answer", "dpo", policy))
+        {k: row[k] for k in ("text", "tokens", "stopped")}
+        | {"who": f"{who} answer", "kind": who.lower(), "rep": _text(row["seq_rep_4"], "share")}
+        for who, row in (("SFT", sft), ("DPO", policy))
     ]
-    last = " ".join(prompt[-1]["content"].split()) if prompt else ""
+    last = " ".join(m["content"] for m in prompt[-1:])
     return {
         "row_id": sft["row_id"],
         "prompt": prompt,
         "texts": [*models, chosen],
-        "start": last if len(last) <= 100 else last[:99] + "…",
+        "start": textwrap.shorten(last, 100, placeholder=" …") or "(empty)",
         "cut": " and ".join(a["who"].split()[0] for a in models if not a["stopped"]),
     }
 
 
 def _source(source: dict[str, Any]) -> dict[str, Any]:
-    splits = [
-        source[side]
-        | {"side": side, "longer": _text(source[side].get("chosen_longer"), "share")}
-        | {"reasons": [(n, r, REASONS.get(r, r)) for r, n in source[side]["dropped"].items()]}
-        for side in ("train", "test")
-        if side in source
-    ]
-    return {**source, "splits": splits}
+    def split(side: str) -> dict[str, Any]:
+        found = source[side]
+        reasons = [(count, reason, REASONS.get(reason, reason)) for reason, count in found["dropped"].items()]
+        return {**found, "side": side, "reasons": reasons, "longer": _text(found.get("chosen_longer"), "share")}
+
+    return {**source, "splits": [split(side) for side in ("train", "test") if side in source]}
 
 
 def _training(found: dict[str, Any]) -> str:
@@ -270,18 +249,10 @@ def _training(found: dict[str, Any]) -> str:
     def count(name: str) -> str:
         return f"{found[name]:,}" if _is(found.get(name)) else "?"
 
-    how = "a LoRA adapter" if found.get("adapter") else "the full model"
-    share = ""
-    if _is(found.get("trainable_parameters")) and found.get("parameters"):
-        share = f" ({count('trainable_parameters')} trainable of {count('parameters')} parameters)"
-    epochs = f", {found['epochs']:.2g} epochs" if _is(found.get("epochs")) else ""
-    devices = f", {found['world_size']} processes" if found.get("world_size", 1) > 1 else ""
-    return f"{count('steps')} of {count('max_steps')} steps on {count('pairs')} pairs{epochs}{devices}: {how}{share}."
-
-
-def _yaml(recipe: dict[str, Any]) -> str:
-    plain = json.loads(json.dumps(recipe, default=str))
-    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)
+    parts = f" ({count('trainable_parameters')} of {count('parameters')} parameters trained)"
+    how = "LoRA adapter" if found.get("adapter") else "full model"
+    passes = f" (epochs: {found['epochs']:.3g}, processes: {count('world_size')})" if _is(found.get("epochs")) else ""
+    return f"{count('steps')} of {count('max_steps')} steps on {count('pairs')} pairs{passes}; {how}{parts}."
 
 
 def render_report(data: ReportInput) -> str:
@@ -293,6 +264,8 @@ def render_report(data: ReportInput) -> str:
     Returns:
         One HTML document without any external reference; the same for the same data.
     """
+    groups = measure_rows(data.verdict)
+    plain = json.loads(json.dumps(data.recipe, default=str))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -303,17 +276,17 @@ def render_report(data: ReportInput) -> str:
     environment.filters["svg"] = lambda chart: Markup(chart.svg)  # plots.py: only our own labels and numbers
     tokens = [[int(row["tokens"]) for row in rows] for rows in zip(*data.answers, strict=True)] or [[], []]
     curves = (plots.loss_chart, plots.rewards_chart, plots.accuracy_chart)
-    text = environment.get_template("report.html.j2").render(
+    page = environment.get_template("report.html.j2").render(
         data=data,
         verdict=data.verdict,
         meaning=OUTCOMES.get(data.verdict["outcome"], ""),
         summary=summary(data.verdict),
         training=_training(data.training),
         gauge=_gauge(data),
-        groups=measure_rows(data.verdict),
-        damages=_damages(data.verdict),
-        displacement=_displacement(data.verdict),
-        kl=_kl(data.verdict),
+        groups=groups,
+        tiles=[row for rows in groups.values() for row in rows if row["name"] in KEY_MEASURES],
+        damages=[_damage(d) for d in data.verdict["damages"]],
+        drift=_drift(data.verdict),
         curves=[chart for draw in curves if (chart := draw(data.curves))],
         margins=plots.margins_chart(data.margins),
         answer_charts=[chart for chart in (plots.lengths_chart(*tokens), _shares(data.verdict)) if chart],
@@ -321,7 +294,6 @@ def render_report(data: ReportInput) -> str:
         open_answers=OPEN_ANSWERS,
         long=LONG_TEXT,
         sources=[_source(s) for s in data.sources],
-        recipe=_yaml(data.recipe),
-        number=number,
+        recipe=yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100),
     )
-    return text.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate cannot be written to a file
+    return page.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate cannot be written to a file

@@ -128,10 +128,10 @@ class Recipe(Section):
     model: dict[str, Any]
     training: dict[str, Any]
     mixture: Mixture
-    validation: Validation = Field(default_factory=Validation)
+    validation: Validation = Validation()  # pyright: ignore[reportCallIssue]
     evaluation: Evaluation
-    gate: Gate = Field(default_factory=Gate)
-    tracking: Tracking = Field(default_factory=Tracking)
+    gate: Gate = Gate()  # pyright: ignore[reportCallIssue]
+    tracking: Tracking = Tracking()  # pyright: ignore[reportCallIssue]
     chat_template: str | None = None
     accelerate_config: str | None = None
     output_dir: str

@@ -26,7 +26,7 @@ def rewards(sft: Row, policy: Row, beta: float) -> tuple[float, float]:
 def _share(values: Sequence[float]) -> tuple[float, float, float]:
     """Mean of 0, ½ and 1 with Wilson's interval."""
     if not all(math.isfinite(v) for v in values):
-        return (math.nan,) * 3
+        return math.nan, math.nan, math.nan
     return sum(values) / len(values), *wilson(sum(values), len(values))
 
 

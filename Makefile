@@ -1,0 +1,36 @@
+# Short recipes that people and CI both call. `make demo` and `make test` need nothing but Python 3.11+.
+PYTHON ?= python3
+BIN := .venv/bin
+RECIPE ?= recipes/starter/config_starter.yaml
+export DO_NOT_TRACK = true
+
+.PHONY: demo test test-slow check ui install clean
+
+demo: install  ## the whole pipeline on the starter recipe, from nothing to the verdict
+	@$(BIN)/preftune run $(RECIPE)
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	@echo "installing into .venv (the first time: a few minutes)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "preftune needs Python 3.11 or newer: make PYTHON=python3.11"; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+test: install  ## the tests, one real-model run included
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: install  ## injected faults, browser, servers
+	$(BIN)/python -m pytest -m slow
+
+check: install  ## lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+ui: install  ## MLflow's UI on the workspace
+	$(BIN)/preftune ui
+
+clean:  ## removes the environment and caches; leaves the workspace (.preftune) and results (data) alone
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis

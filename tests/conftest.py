@@ -1,0 +1,126 @@
+"""Shared fixtures: a tiny model with a real tokenizer and chat template, a project folder, the real command line.
+
+The tiny model is a randomly initialised Llama of 60 thousand parameters: everything but its answers is real.
+"""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TEMPLATE = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def build_tiny_model(folder: Path) -> Path:
+    """Writes the model; run in a child, so that the tests' own process stays free of torch."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet)
+    text = (ROOT / "recipes/starter/pairs/test.jsonl").read_text().splitlines()
+    raw.train_from_iterator(text, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
+    tokenizer.chat_template = TEMPLATE
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=512,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder that transformers loads, with tokenizer and chat template."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-instruct"
+    code = f"import conftest, pathlib; conftest.build_tiny_model(pathlib.Path({str(folder)!r}))"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT / "tests", check=True, capture_output=True)
+    return folder
+
+
+def write_pairs(path: Path, count: int, seed: int) -> None:
+    """Easy pairs: the chosen answer counts upwards, the rejected one repeats a word."""
+    rng = random.Random(seed)
+    with path.open("w") as f:
+        for i in range(count):
+            a, b = rng.randrange(100), rng.randrange(100)
+            row = {
+                "prompt": [{"role": "user", "content": f"Case {seed}-{i}: what comes after {a} and {b}?"}],
+                "chosen": [{"role": "assistant", "content": f"After {a} comes {a + 1}, after {b} comes {b + 1}."}],
+                "rejected": [{"role": "assistant", "content": "Well well well, who is to say, who is to say."}],
+            }
+            f.write(json.dumps(row) + "\n")
+
+
+@pytest.fixture(scope="session")
+def make_project(tiny_model: Path) -> Callable[..., Path]:
+    """Fills a folder with a recipe on the tiny model; extra keys win. Returns the recipe's path."""
+
+    def make(folder: Path, **keys: Any) -> Path:
+        data = folder / "recipes" / "tiny" / "pairs"
+        data.mkdir(parents=True)
+        write_pairs(data / "train.jsonl", 24, 1)
+        write_pairs(data / "test.jsonl", 12, 2)
+        recipe = {
+            "model_name_or_path": str(tiny_model),
+            "dataset_name": "recipes/tiny/pairs",
+            "dataset_test_split": "test",
+            "beta": 0.1,
+            "learning_rate": 0.01,
+            "num_train_epochs": 1,
+            "per_device_train_batch_size": 4,
+            "max_length": 128,
+            "logging_steps": 1,
+            "eval_strategy": "steps",
+            "eval_steps": 3,
+            "save_strategy": "steps",
+            "save_steps": 2,
+            "evaluation": {"max_prompts": 4, "max_new_tokens": 8, "lm_eval_pairs": 6, "training_pairs": 4},
+            **keys,
+        }
+        path = folder / "recipes" / "tiny" / "config.yaml"
+        path.write_text(json.dumps(recipe, indent=1))  # JSON is YAML
+        return path
+
+    return make
+
+
+def child_env(**extra: str) -> dict[str, str]:
+    """The environment of a real command: no Prefect or MLflow settings of the machine leak in."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT", "MLFLOW", "PREFTUNE"))}
+    return {**env, "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "true", **extra}
+
+
+def preftune(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Runs the real command line to its end."""
+    command = [sys.executable, "-m", "flows.cli", *arguments]
+    return subprocess.run(command, cwd=cwd, env=child_env(**env), capture_output=True, text=True, timeout=800)

@@ -124,3 +124,31 @@ def preftune(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProc
     """Runs the real command line to its end."""
     command = [sys.executable, "-m", "flows.cli", *arguments]
     return subprocess.run(command, cwd=cwd, env=child_env(**env), capture_output=True, text=True, timeout=800)
+
+
+@pytest.fixture(scope="session")
+def trl_trainer() -> Callable[..., Any]:
+    """TRL's own trainer, as bare as it goes: the independent reference."""
+
+    def make(model: Path, pairs: list[Any], folder: Path, **keys: Any) -> Any:
+        from datasets import Dataset
+        from trl import DPOConfig, DPOTrainer
+
+        rows = Dataset.from_list([p.model_dump(include={"prompt", "chosen", "rejected"}) for p in pairs])
+        config = DPOConfig(
+            **{
+                "output_dir": str(folder),
+                "use_cpu": True,
+                "bf16": False,
+                "activation_checkpointing": False,
+                "dataloader_pin_memory": False,
+                "per_device_eval_batch_size": len(pairs),
+                "max_length": 256,
+                "report_to": "none",
+                "disable_tqdm": True,
+                **keys,
+            }
+        )
+        return DPOTrainer(model=str(model), args=config, train_dataset=rows, eval_dataset=rows)
+
+    return make

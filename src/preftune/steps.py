@@ -251,7 +251,7 @@ def train_key(recipe: Recipe, model: StartingModel, mixture: StepResult) -> str:
             "accelerate": recipe.accelerate_config,
             "tensorboard": recipe.training.get("report_to", "none"),
             "threads": threads(),
-            "code": code_version("training", "tokens", "checkpoints"),
+            "code": code_version("training", "trainer", "tokens", "checkpoints"),
             "libraries": library_versions("torch", "transformers", "trl", "peft", "accelerate"),
         }
     )

@@ -1,7 +1,7 @@
 """The training child: TRL's DPOTrainer on a job file, resumable after any kill.
 
 Started as `accelerate launch … --module preftune.training JOB.json`. Everything that TRL or transformers can do
-is left to them; ours are the callbacks that make checkpoints trustworthy, metrics local, and NaN an error.
+is left to them; ours is what stands in trainer.py.
 """
 
 from preftune.children import die_with_parent
@@ -9,10 +9,8 @@ from preftune.children import die_with_parent
 die_with_parent()
 
 import json
-import math
 import os
 import shutil
-import signal
 import sys
 import time
 from pathlib import Path
@@ -21,16 +19,6 @@ from typing import Any
 from preftune import checkpoints
 from preftune.children import read_json_lines, report_error, tell
 from preftune.errors import PreftuneError, StepError, UserError
-
-# Not reproducible, so not among the metrics.
-_TIMINGS = ("runtime", "samples_per_second", "steps_per_second", "total_flos", "tokens_per_second")
-
-
-def metric_name(key: str) -> str | None:
-    """TRL's log key → our metric: `eval_rewards/margins` → `eval/rewards/margins`; None for timings."""
-    if any(t in key for t in _TIMINGS):
-        return None
-    return f"eval/{key.removeprefix('eval_')}" if key.startswith("eval_") else f"train/{key}"
 
 
 def trainer_arguments(training: dict[str, Any], output_dir: Path, has_cuda: bool) -> dict[str, Any]:
@@ -48,12 +36,14 @@ def trainer_arguments(training: dict[str, Any], output_dir: Path, has_cuda: bool
         machine = {
             "use_cpu": True,
             "bf16": False,
-            "gradient_checkpointing": False,
+            "activation_checkpointing": False,
             "dataloader_pin_memory": False,
             "pad_to_multiple_of": None,
             "optim": "adamw_torch",
         }
-    return {**machine, "disable_tqdm": True, **training, "output_dir": str(output_dir)}
+    # transformers 5.23 calls it activation_checkpointing; recipes (and the TRL default) use the old name.
+    renamed = {k.replace("gradient_checkpointing", "activation_checkpointing"): v for k, v in training.items()}
+    return {**machine, "disable_tqdm": True, **renamed, "output_dir": str(output_dir)}
 
 
 def _load_pairs(path: Path, rows: int | None = None) -> Any:
@@ -85,84 +75,6 @@ def _without_too_long(data: Any, tokenizer: Any, max_length: int | None, keep_st
     return data.select([i for i, n in enumerate(lengths) if n < max_length])
 
 
-def _callbacks(folder: Path, started: float) -> list[Any]:
-    from transformers import TrainerCallback
-
-    class Metrics(TrainerCallback):
-        """Writes every log line to metrics.jsonl and tells the user where the training stands."""
-
-        def __init__(self) -> None:
-            self.first: tuple[float, int] | None = None
-
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.first = (time.monotonic(), state.global_step)
-            if state.is_world_process_zero:
-                tell(f"training: {state.max_steps} steps" + (f", from {state.global_step}" * bool(state.global_step)))
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            if not state.is_world_process_zero or not logs:
-                return
-            named = {metric_name(k): float(v) for k, v in logs.items() if isinstance(v, int | float)}
-            metrics = {k: v for k, v in named.items() if k and k != "train/train_loss"}
-            if not metrics or set(metrics) <= {"train/epoch", "eval/epoch"}:
-                return
-            with (folder / "metrics.jsonl").open("a") as f:
-                f.write(json.dumps({"step": state.global_step, "metrics": metrics}) + "\n")
-            if "train/loss" in metrics and self.first:
-                began, at = self.first
-                left = (
-                    (time.monotonic() - began) / max(state.global_step - at, 1) * (state.max_steps - state.global_step)
-                )
-                tell(
-                    f"step {state.global_step}/{state.max_steps}  loss {metrics['train/loss']:.4f}"
-                    f"  accuracy {metrics.get('train/rewards/accuracies', math.nan):.2f}"
-                    f"  margin {metrics.get('train/rewards/margins', math.nan):+.3f}"
-                    f"  {int(left) // 60}:{int(left) % 60:02d} left"
-                )
-            elif "eval/loss" in metrics:
-                tell(
-                    f"step {state.global_step}/{state.max_steps}  held-out loss {metrics['eval/loss']:.4f}"
-                    f"  accuracy {metrics.get('eval/rewards/accuracies', math.nan):.2f}"
-                )
-
-    class Seal(TrainerCallback):
-        """Seals each checkpoint with its manifest."""
-
-        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.is_world_process_zero:
-                checkpoints.seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
-
-    class Finite(TrainerCallback):
-        """Stops at the first gradient that is not finite, before it reaches the weights."""
-
-        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-            import torch
-
-            for name, parameter in model.named_parameters():
-                if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
-                    raise UserError(
-                        f"the gradient is not finite at step {state.global_step + 1} (first in {name})",
-                        "learning_rate",
-                        "lower learning_rate, set max_grad_norm, or look for broken pairs around this step",
-                    )
-
-    class StopOnSignal(TrainerCallback):
-        """On SIGTERM: finish the step, save a checkpoint, end."""
-
-        def __init__(self) -> None:
-            self.asked = False
-            signal.signal(signal.SIGTERM, self._ask)
-
-        def _ask(self, *_: Any) -> None:
-            self.asked = True
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if self.asked:
-                control.should_save = control.should_training_stop = True
-
-    return [Metrics(), Seal(), Finite(), StopOnSignal()]
-
-
 def _resume_point(folder: Path) -> Path | None:
     """The checkpoint to go on from; metrics that it will write again are taken back."""
     found = checkpoints.newest_whole(folder / "checkpoints")
@@ -190,7 +102,9 @@ def train(job: dict[str, Any]) -> None:
     torch.set_num_threads(job["threads"])  # the number of threads changes sums' last digits
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from trl import DPOConfig, DPOTrainer, ModelConfig, get_peft_config, get_quantization_config
+    from trl import DPOConfig, ModelConfig, get_peft_config, get_quantization_config
+
+    from preftune.trainer import ResumableDPOTrainer, callbacks
 
     started = time.monotonic()
     folder = Path(job["folder"])
@@ -231,18 +145,18 @@ def train(job: dict[str, Any]) -> None:
     peft_config = get_peft_config(settings)
     if isinstance(peft_config, LoraConfig) and not settings.lora_target_modules:
         peft_config.target_modules = "all-linear"
-    reference = None
-    trainer = DPOTrainer(
+    trainer = ResumableDPOTrainer(
         model=model,
-        ref_model=reference,
         args=args,
         train_dataset=data,
         eval_dataset=held_out,
         processing_class=tokenizer,
         peft_config=peft_config,
-        callbacks=_callbacks(folder, started),
+        callbacks=callbacks(folder),
     )
     resume = _resume_point(folder) if main_process else checkpoints.newest_whole(folder / "checkpoints")
+    if resume:
+        trainer.restore_metrics(resume)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     state = trainer.state
     if state.global_step != state.max_steps:

@@ -1,0 +1,156 @@
+"""The training child: the same result as bare TRL, checkpoints it resumes from, and errors in one message."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import write_pairs
+
+from preftune.pairs import Pair, to_pair
+
+
+@pytest.fixture
+def job(tiny_model: Path, tmp_path: Path) -> dict[str, Any]:
+    """A job as `steps.make_train` writes it: 12 pairs, batches of 4, two epochs: 6 steps."""
+    write_pairs(tmp_path / "raw.jsonl", 12, 5)
+    rows = [json.loads(line) for line in (tmp_path / "raw.jsonl").read_text().splitlines()]
+    pairs = [to_pair(r, "raw", str(i)) for i, r in enumerate(rows)]
+    for side in ("train", "test"):
+        (tmp_path / f"{side}.jsonl").write_text("".join(p.model_dump_json() + "\n" for p in pairs))
+    folder = tmp_path / "partial"
+    folder.mkdir()
+    return {
+        "folder": str(folder),
+        "model_path": str(tiny_model),
+        "revision": None,
+        "chat_template": None,
+        "threads": 1,
+        "model": {},
+        "training": {
+            "seed": 42,
+            "learning_rate": 0.01,
+            "num_train_epochs": 2.0,
+            "per_device_train_batch_size": 4,
+            "max_length": 128,
+            "logging_steps": 1.0,
+            "save_strategy": "steps",
+            "save_steps": 2.0,
+            "save_total_limit": 2,
+            "report_to": "none",
+            "logging_nan_inf_filter": False,
+        },
+        "train": str(tmp_path / "train.jsonl"),
+        "test": str(tmp_path / "test.jsonl"),
+        "eval_pairs": 4,
+    }
+
+
+def pairs_of(job: dict[str, Any]) -> list[Pair]:
+    return [Pair.model_validate_json(line) for line in Path(job["train"]).read_text().splitlines()]
+
+
+def metrics_of(job: dict[str, Any]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (Path(job["folder"]) / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_losses_are_those_of_bare_trl(job: dict[str, Any], trl_trainer: Callable[..., Any], tmp_path: Path) -> None:
+    from preftune.training import train
+
+    train(job)
+    keys = {k: v for k, v in job["training"].items() if not k.startswith(("save", "report"))}
+    trainer = trl_trainer(Path(job["model_path"]), pairs_of(job), tmp_path / "bare", save_strategy="no", **keys)
+    trainer.train()
+    expected = [h["loss"] for h in trainer.state.log_history if "loss" in h]
+    assert len(expected) == 6
+    assert [m["metrics"]["train/loss"] for m in metrics_of(job)] == pytest.approx(expected, rel=1e-5)
+    assert expected[0] == pytest.approx(math.log(2), abs=1e-4)  # policy = reference at the first step
+
+
+def test_a_folder_with_the_model_and_no_pickle(job: dict[str, Any]) -> None:
+    from preftune.training import train
+
+    train(job)
+    names = {p.name for p in (Path(job["folder"]) / "model").iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"} <= names
+    assert not {n for n in names if n.endswith((".bin", ".pt", ".pkl", ".md"))}
+    summary = json.loads((Path(job["folder"]) / "train.json").read_text())
+    assert (summary["steps"], summary["max_steps"], summary["pairs"]) == (6, 6, 12)
+
+
+def test_resumed_training_is_bit_identical(job: dict[str, Any], tmp_path: Path) -> None:
+    """Stopped after a checkpoint and started again: the same weights, the same metrics, each step once."""
+    import shutil
+
+    from preftune.training import train
+
+    job["model"] = {"use_peft": True, "lora_r": 4}
+    train(job)
+    folder = Path(job["folder"])
+    whole = (folder / "model/adapter_model.safetensors").read_bytes()
+    steps = metrics_of(job)
+    # As after a SIGKILL at step 5: checkpoint 4 is whole, 6 is torn, step 5 is in the metrics already.
+    shutil.rmtree(folder / "model")
+    (folder / "checkpoints/checkpoint-6/optimizer.pt").write_bytes(b"torn")
+    train(job)
+    assert (folder / "model/adapter_model.safetensors").read_bytes() == whole
+    assert metrics_of(job) == steps
+    assert (folder / "checkpoints/broken-checkpoint-6").is_dir()
+
+
+def test_all_prompts_too_long_is_told(job: dict[str, Any]) -> None:
+    from preftune.errors import UserError
+    from preftune.training import train
+
+    job["training"]["max_length"] = 12
+    with pytest.raises(UserError, match="every prompt is longer than max_length=12"):
+        train(job)
+    dropped = (Path(job["folder"]) / "dropped.jsonl").read_text().splitlines()
+    assert len(dropped) == 12
+
+
+def test_a_gradient_that_is_not_finite_stops_the_training(job: dict[str, Any], tmp_path: Path) -> None:
+    import shutil
+
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from preftune.errors import UserError
+    from preftune.training import train
+
+    broken = tmp_path / "broken"
+    shutil.copytree(job["model_path"], broken)
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"] = torch.full_like(weights["model.norm.weight"], 1e38)
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    job["model_path"] = str(broken)
+    with pytest.raises(UserError, match="not finite at step 1"):
+        train(job)
+    assert not (Path(job["folder"]) / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("loss", "train/loss"),
+        ("rewards/margins", "train/rewards/margins"),
+        ("eval_loss", "eval/loss"),
+        ("eval_rewards/chosen", "eval/rewards/chosen"),
+        ("train_runtime", None),
+        ("eval_samples_per_second", None),
+    ],
+)
+def test_metric_names(key: str, name: str | None) -> None:
+    from preftune.trainer import metric_name
+
+    assert metric_name(key) == name
+
+
+def test_recipe_keys_win_over_the_machine_s() -> None:
+    from preftune.training import trainer_arguments
+
+    found = trainer_arguments({"gradient_checkpointing": True, "beta": 0.3}, Path("x"), has_cuda=False)
+    assert (found["activation_checkpointing"], found["bf16"], found["beta"]) == (True, False, 0.3)
+    assert "bf16" not in trainer_arguments({}, Path("x"), has_cuda=True), "on a GPU TRL's default stands"

@@ -4,6 +4,7 @@ data → mixture → baseline → train → policy → verdict → MLflow and ou
 task; what passes between them are names and numbers, never weights or tables.
 """
 
+import os
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -45,7 +46,7 @@ class _Steps:
 
 
 def _run_name() -> str:
-    return f"dpo {Path(flow_run.get_parameters().get('recipe', '')).parent.name}"
+    return f"dpo {Path((flow_run.parameters or {}).get('recipe', '')).parent.name}"
 
 
 @flow(name="dpo-pipeline", flow_run_name=_run_name, persist_result=False)
@@ -135,7 +136,7 @@ def _run(workspace: Workspace, recipe: Recipe, target: Path, started: float) -> 
 
 
 def _links(workspace: Workspace) -> dict[str, str]:
-    found = {"git": git_revision(workspace.project), "prefect_flow_run": str(flow_run.get_id() or "none")}
-    if flow_run.get_id() and flow_run.get_ui_url():
-        found["prefect_ui"] = str(flow_run.get_ui_url())
+    found = {"git": git_revision(workspace.project), "prefect_flow_run": str(flow_run.id)}
+    if flow_run.ui_url and not os.environ.get("PREFTUNE_LOCAL_SERVER"):  # the local one ends with the command
+        found["prefect_ui"] = str(flow_run.ui_url)
     return found

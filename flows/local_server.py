@@ -64,11 +64,12 @@ class LocalServer:
         os.environ["PREFECT_HOME"] = str(workspace.prefect)
         os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
         os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
+        os.environ["PREFTUNE_LOCAL_SERVER"] = "1"
         env = {
             **os.environ,
             "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
-            "PREFECT_UI_ENABLED": "false",
             "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",
+            "PREFECT_UI_ENABLED": "false",
             **{f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in _IDLE_SERVICES},
         }
         app = ["--factory", "prefect.server.api.server:create_app", "--host", "127.0.0.1", "--port", str(port)]

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -63,9 +64,12 @@ def gpu_slot(workspace: Workspace, step: str, key: str) -> Iterator[None]:
 
 
 class _OneMessage(logging.Filter):
-    """Shows our own errors as their message; Prefect would add a stack trace."""
+    """Shows our own errors as their message; Prefect would add a stack trace. And hides the address of the
+    command's own server, which ends with the command and serves no pages."""
 
     def filter(self, record: logging.LogRecord) -> bool:
+        if str(record.msg).startswith("View at") and os.environ.get("PREFTUNE_LOCAL_SERVER"):
+            return False
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(error, PreftuneError):
             record.exc_info = record.exc_text = None

@@ -1,6 +1,7 @@
 """Finding a dataset, choosing its split, reading its rows: local files and folders, and the hub switched off."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -411,5 +412,17 @@ def test_max_rows_spares_the_held_out_side(workspace: Workspace) -> None:
     assert (len(rows_of(renamed, train)), len(rows_of(renamed, test))) == (2, 5)
 
 
-def test_reading_local_files_needs_no_torch() -> None:
-    assert "torch" not in sys.modules or "preftune.scoring" in sys.modules or "trl" in sys.modules
+def test_reading_a_local_file_imports_nothing_heavy(workspace: Workspace) -> None:
+    """So that a bad file is named within a second."""
+    write(workspace.project / "x.jsonl")
+    code = f"""
+import sys
+from pathlib import Path
+from preftune.schema import DatasetEntry
+from preftune.sources import find_source, read_rows
+from preftune.workspace import Workspace
+here = Path({str(workspace.project)!r})
+assert len(list(read_rows(find_source(DatasetEntry(id="x.jsonl"), Workspace(here, here)), "train"))) == 5
+sys.exit(any(m in sys.modules for m in ("torch", "datasets", "pandas", "huggingface_hub")))
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -9,6 +9,7 @@ from preftune.children import die_with_parent
 die_with_parent()
 
 import json
+import math
 import sys
 import time
 from contextlib import nullcontext
@@ -113,6 +114,12 @@ def evaluate(job: dict[str, Any]) -> None:
     scores = answer_logps(
         model, both, max_length=max_length, batch_size=batch * 2, progress=_progress("scored answers")
     )
+    if (bad := sum(not math.isfinite(s[0]) for s in scores)) and job.get("policy") is None:
+        raise UserError(
+            f"the starting model gives {bad} of {len(scores)} held-out answers a likelihood that is not finite",
+            job["model_path"],
+            "its weights are damaged, or its dtype is too narrow: copy it again, or set dtype: float32",
+        )
     _write(
         folder / "pairs.jsonl",
         [

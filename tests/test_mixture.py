@@ -1,0 +1,217 @@
+"""Sampling, shares and the split by prompt group."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset, concatenate_datasets
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from preftune.errors import UserError
+from preftune.mixture import DEFAULT_TEST_SIZE, build_mixture, load_pairs, sample, split_by_group
+from preftune.pairs import Pair
+from preftune.schema import Mixture
+
+
+def pair(source: str, i: int, group: str | None = None) -> Pair:
+    return Pair(
+        prompt=[{"role": "user", "content": f"{source} {i}"}],
+        chosen=[{"role": "assistant", "content": "A"}],
+        rejected=[{"role": "assistant", "content": "B"}],
+        source=source,
+        row_id=f"{source}:{i}",
+        group_id=group or f"{source}-{i}",
+    )
+
+
+def pairs(source: str, n: int) -> list[Pair]:
+    return [pair(source, i) for i in range(n)]
+
+
+def mixture(*weights: float, **more: Any) -> Mixture:
+    entries = [{"id": "abc"[i], "weight": w} for i, w in enumerate(weights)]
+    return Mixture.model_validate({"datasets": entries, **more})
+
+
+def ids(found: list[Pair]) -> list[str]:
+    return [p.row_id for p in found]
+
+
+# --- sampling ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [0, 42, 1234])
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (0.7, 0.3), (0.01, 1.0), (0.29, 0.57)])
+def test_keep_is_the_handbook_s_algorithm(seed: int, weights: tuple[float, float]) -> None:
+    """Row for row what alignment-handbook does, run with the `datasets` library: shuffle each dataset with the
+    seed, keep the first int(rows x weight), concatenate, shuffle with the seed."""
+    sizes = (100, 37)
+    sources = [Dataset.from_dict({"id": [f"{'ab'[k]}:{i}" for i in range(n)]}) for k, n in enumerate(sizes)]
+    kept = [d.shuffle(seed=seed).select(range(int(len(d) * w))) for d, w in zip(sources, weights, strict=True)]
+    expected = concatenate_datasets(kept).shuffle(seed=seed)["id"]
+    found = sample([pairs("a", 100), pairs("b", 37)], mixture(*weights, seed=seed))
+    assert ids(found) == list(expected)
+
+
+def test_keep_counts() -> None:
+    """int(100 x 0.7) = 70 (the float product is 70.0), int(37 x 0.3) = int(11.1) = 11."""
+    found = ids(sample([pairs("a", 100), pairs("b", 37)], mixture(0.7, 0.3)))
+    assert (sum(i.startswith("a") for i in found), sum(i.startswith("b") for i in found)) == (70, 11)
+    assert len(set(found)) == 81
+
+
+@pytest.mark.parametrize(
+    ("sizes", "weights", "counts"),
+    [
+        # the largest total T with T·w/Σw <= size for each: min(100/0.7, 37/0.3) = 123.3 -> 86 and 37
+        ((100, 37), (0.7, 0.3), [86, 37]),
+        # min(1000·2, 10·2) = 20
+        ((1000, 10), (1, 1), [10, 10]),
+        # weights need not sum to 1: min(30·100/70, 60·100/30) = 42.86 -> 30 and 12
+        ((30, 60), (70, 30), [30, 12]),
+        # 0.1 + 0.2 + 0.7 in floats: min(10/0.1, 20/0.2, 70/0.7) = 100 -> all
+        ((10, 20, 70), (0.1, 0.2, 0.7), [10, 20, 70]),
+        ((5,), (0.2,), [5]),
+    ],
+)
+def test_share_counts(sizes: tuple[int, ...], weights: tuple[float, ...], counts: list[int]) -> None:
+    """Shares of the result; nothing is drawn twice."""
+    sources = [pairs("abc"[k], n) for k, n in enumerate(sizes)]
+    found = ids(sample(sources, mixture(*weights, weighting="share")))
+    assert [sum(i.startswith("abc"[k]) for i in found) for k in range(len(sizes))] == counts
+    assert len(set(found)) == len(found)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.tuples(st.integers(0, 30), st.floats(0.01, 1)), min_size=1, max_size=3),
+    st.sampled_from(["keep", "share"]),
+    st.integers(0, 2**31),
+)
+def test_sampling_draws_each_row_at_most_once(parts: list[tuple[int, float]], weighting: str, seed: int) -> None:
+    """Every row is one of its source's, and the same seed gives the same rows."""
+    sources = [pairs("abc"[k], n) for k, (n, _) in enumerate(parts)]
+    recipe = mixture(*(w for _, w in parts), weighting=weighting, seed=seed)
+    found = ids(sample(sources, recipe))
+    assert len(set(found)) == len(found)
+    assert set(found) <= {p.row_id for s in sources for p in s}
+    assert found == ids(sample(sources, recipe))
+    if weighting == "share" and all(n for n, _ in parts):
+        # one dataset is exhausted (but for the fraction of a row that rounding takes)
+        assert any(sum(i.startswith("abc"[k]) for i in found) == n for k, (n, _) in enumerate(parts))
+
+
+def test_another_seed_draws_other_rows() -> None:
+    sources = [pairs("a", 50)]
+    assert set(ids(sample(sources, mixture(0.5, seed=1)))) != set(ids(sample(sources, mixture(0.5, seed=2))))
+
+
+# --- the split --------------------------------------------------------------------------------------------
+
+grouped = st.lists(st.sampled_from("abcdefgh"), max_size=30).map(
+    lambda names: [pair("s", i, group) for i, group in enumerate(names)]
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(grouped, st.one_of(st.floats(0.001, 0.999), st.integers(1, 40).map(float)), st.integers(0, 2**31))
+def test_no_group_is_on_both_sides(found: list[Pair], size: float, seed: int) -> None:
+    """Nothing is lost or doubled, order stays, and whole groups are taken until the size is reached."""
+    train, test = split_by_group(found, size, seed)
+    assert not {p.group_id for p in train} & {p.group_id for p in test}
+    assert sorted(ids(train) + ids(test)) == sorted(ids(found))
+    for side in (train, test):
+        assert ids(side) == [i for i in ids(found) if i in set(ids(side))]
+    target = size * len(found) if size < 1 else size
+    if train:
+        assert len(test) >= target
+    if test:  # without its last group it would have been too small
+        assert any(len(test) - sum(p.group_id == g for p in test) < target for g in {p.group_id for p in test})
+    assert (ids(train), ids(test)) == tuple(ids(s) for s in split_by_group(found, size, seed))
+
+
+def test_the_split_does_not_depend_on_the_order_of_rows() -> None:
+    """Which prompts are held out is decided by their names and the seed."""
+    found = [pair("s", i, f"g{i % 7}") for i in range(40)]
+    first, second = split_by_group(found, 0.3, 5), split_by_group(found[::-1], 0.3, 5)
+    assert {p.group_id for p in first[1]} == {p.group_id for p in second[1]}
+
+
+@pytest.mark.parametrize(("size", "held"), [(0.1, 10), (0.101, 11), (1, 1), (17, 17), (0.5, 50)])
+def test_sizes_of_single_pair_groups(size: float, held: int) -> None:
+    """A share below 1, a number from 1 on; a share is rounded up."""
+    train, test = split_by_group(pairs("a", 100), size, 0)
+    assert (len(train), len(test)) == (100 - held, held)
+
+
+# --- the step ---------------------------------------------------------------------------------------------
+
+
+def write(path: Path, found: list[Pair]) -> Path:
+    path.write_text("".join(p.model_dump_json() + "\n" for p in found))
+    return path
+
+
+def test_build_holds_out_a_tenth_by_default(tmp_path: Path) -> None:
+    a = write(tmp_path / "a.jsonl", pairs("a", 50))
+    info = build_mixture([(a, None)], mixture(1.0), tmp_path)
+    assert (info["train"], info["test"], info["overlap"]) == (45, 5, 0)
+    assert info["by_source"] == {"a": 45} and info["shares"] == {"a": 1.0}
+    assert any(f"{DEFAULT_TEST_SIZE:.0%} of the prompts are held out" in n for n in info["notices"])
+    train, test = load_pairs(tmp_path / "train.jsonl"), load_pairs(tmp_path / "test.jsonl")
+    assert sorted(ids(train) + ids(test)) == sorted(ids(pairs("a", 50)))
+    assert json.loads((tmp_path / "mixture.json").read_text()) == info
+
+
+def test_build_with_a_named_test_split(tmp_path: Path) -> None:
+    """Nothing is split off; a training pair whose prompt is held out is left out, also from another source."""
+    held = [pair("t", 0, "a-3"), pair("t", 1, "b-1"), pair("t", 2)]
+    files = [
+        (write(tmp_path / "a.jsonl", pairs("a", 10)), write(tmp_path / "t.jsonl", held)),
+        (write(tmp_path / "b.jsonl", pairs("b", 10)), None),
+    ]
+    info = build_mixture(files, mixture(1.0, 1.0), tmp_path)
+    assert (info["train"], info["test"], info["overlap"]) == (18, 3, 2)
+    assert info["by_source"] == {"a": 9, "b": 9} and info["shares"] == {"a": 0.5, "b": 0.5}
+    assert any("2 training pairs have a prompt that is held out" in n for n in info["notices"])
+    train, test = load_pairs(tmp_path / "train.jsonl"), load_pairs(tmp_path / "test.jsonl")
+    assert not {p.group_id for p in train} & {p.group_id for p in test}
+    assert ids(test) == ids(held)
+
+
+def test_build_with_both(tmp_path: Path) -> None:
+    """A named split and a size: both are held out."""
+    files = [(write(tmp_path / "a.jsonl", pairs("a", 10)), write(tmp_path / "t.jsonl", pairs("t", 4)))]
+    info = build_mixture(files, mixture(1.0, test_split_size=3), tmp_path)
+    assert (info["train"], info["test"]) == (7, 7)
+
+
+@pytest.mark.parametrize(
+    ("weights", "weighting", "told"),
+    [((0.7, 0.3), "keep", True), ((0.7, 0.2), "keep", False), ((0.7, 0.3), "share", False), ((1.0,), "keep", False)],
+)
+def test_keep_weights_that_look_like_shares(
+    tmp_path: Path, weights: tuple[float, ...], weighting: str, told: bool
+) -> None:
+    files: list[Any] = [(write(tmp_path / f"{k}.jsonl", pairs("ab"[k], 40)), None) for k in range(len(weights))]
+    info = build_mixture(files, mixture(*weights, weighting=weighting), tmp_path)
+    assert any("keep-weights sum to 1" in n for n in info["notices"]) is told
+
+
+@pytest.mark.parametrize(
+    ("n", "weight", "size", "side"),
+    [(1, 1.0, None, "train"), (5, 0.1, None, "train"), (5, 1.0, 5, "train"), (5, 1.0, 99, "train")],
+)
+def test_an_empty_side_is_an_error(tmp_path: Path, n: int, weight: float, size: float | None, side: str) -> None:
+    """A single row; a weight that leaves none (int(5 x 0.1) = 0); everything held out."""
+    a = write(tmp_path / "a.jsonl", pairs("a", n))
+    with pytest.raises(UserError, match=f"{side} side is empty"):
+        build_mixture([(a, None)], mixture(weight, test_split_size=size), tmp_path)
+
+
+def test_texts_come_back_as_they_were(tmp_path: Path) -> None:
+    """Line ends of every kind inside a text are no line ends of the file."""
+    odd = pair("a", 0).model_copy(update={"chosen": [{"role": "assistant", "content": "a\nb\rc\u2028d\x85e\x0bf"}]})
+    assert load_pairs(write(tmp_path / "x.jsonl", [odd, pair("a", 1)]))[0] == odd

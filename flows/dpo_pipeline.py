@@ -96,7 +96,7 @@ def _run(workspace: Workspace, recipe: Recipe, target: Path, started: float) -> 
     baseline = run.run(evaluate_baseline, steps.baseline_key(recipe, model, mixture), **shared)
     for notice in baseline.info["notices"]:
         get_run_logger().warning(notice)
-    key = steps.train_key(recipe, model, mixture)
+    key = steps.train_key(recipe, workspace, model, mixture)
     identity = steps.run_identity(recipe, baseline.key, key)
     train = run.run(train_policy, key, **shared, identity=identity)
     policy = run.run(evaluate_policy, steps.policy_key(recipe, model, mixture, train), **shared, train=train)

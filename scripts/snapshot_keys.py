@@ -4,7 +4,9 @@ Run it after an upgrade of trl or transformers: `python scripts/snapshot_keys.py
 """
 
 import dataclasses
+import inspect
 import json
+import re
 import sys
 import types
 import typing
@@ -31,6 +33,21 @@ def simple_types(annotation: Any) -> list[str]:
     return ["str"] if isinstance(base, type) and issubclass(base, Enum) else ["dict"]
 
 
+def choices(annotation: Any) -> list[str] | None:
+    """The names that an enum among the types admits."""
+    options = typing.get_args(annotation) or (annotation,)
+    enums = [a for a in options if isinstance(a, type) and issubclass(a, Enum)]
+    return sorted(str(member.value) for enum in enums for member in enum) or None
+
+
+def loss_types() -> list[str]:
+    """The losses that TRL's DPOTrainer computes; they are named nowhere but in its code."""
+    from trl.trainer import dpo_trainer
+
+    source = inspect.getsource(dpo_trainer.DPOTrainer._compute_loss)
+    return sorted(set(re.findall(r'loss_type == "(\w+)"', source)))
+
+
 def plain(value: Any) -> Any:
     return value.value if isinstance(value, Enum) else value
 
@@ -53,6 +70,9 @@ def snapshot() -> dict[str, Any]:
             if value is None and "null" not in found:
                 found = sorted([*found, "null"])
             result[section][field.name] = {"types": found, "default": value}
+            if names := choices(hints[field.name]):
+                result[section][field.name]["choices"] = names
+    result["training"]["loss_type"]["choices"] = loss_types()
     return result
 
 

@@ -141,7 +141,7 @@ def test_an_undecided_policy_is_told_how_many_pairs_it_takes(tmp_path: Path) -> 
 
 
 def test_the_pairs_it_takes_are_counted_to_the_bar_in_force(tmp_path: Path) -> None:
-    """0.9 on 40 pairs does not clear a bar of 0.85; 193 pairs would, not the few that clear 0.5."""
+    """0.9 on 40 pairs does not clear a bar of 0.85; 197 pairs would, not the 8 that clear 0.5."""
     found = judged(tmp_path, answered(), min_reward_accuracy=0.85)
     assert found["outcome"] == "inconclusive"
     assert f"about {pairs_needed(0.9, 0.85)} held-out pairs would decide" in found["reasons"][0]

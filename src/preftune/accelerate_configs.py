@@ -1,5 +1,6 @@
 """Which accelerate configuration a child is launched with: the recipe's, else what the machine has."""
 
+import os
 import shutil
 import subprocess
 from functools import cache
@@ -14,11 +15,19 @@ NAMES = ("cpu", "single_gpu", "ddp")
 
 @cache
 def gpu_count() -> int:
-    """CUDA devices of this machine, without importing torch."""
+    """CUDA devices that this process may use, without importing torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([d for d in visible.split(",") if d.strip() not in ("", "-1")])
     if not shutil.which("nvidia-smi"):
         return 0
     done = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False)
     return sum(line.startswith("GPU ") for line in done.stdout.splitlines()) if done.returncode == 0 else 0
+
+
+def device() -> str:
+    """`cuda` or `cpu`."""
+    return "cuda" if gpu_count() else "cpu"
 
 
 def processes(config: Path) -> int:

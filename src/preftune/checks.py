@@ -20,8 +20,8 @@ def _no_pairs(source: Source, columns: list[str], reason: str) -> UserError:
             source.entry.id,
             f"columns found: {here}; docs/own-data.md shows the shapes that are read",
         )
-    guess = [c for c in columns if c not in PROMPT_COLUMNS] + ["…", "…"]
     prompt = next((c for c in columns if c in PROMPT_COLUMNS), columns[0] if columns else "…")
+    guess = [c for c in columns if c not in PROMPT_COLUMNS and c != prompt] + ["…", "…"]
     return UserError(
         f"no preference pairs: there is no column chosen and rejected (columns found: {here})",
         source.entry.id,

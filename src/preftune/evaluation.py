@@ -60,7 +60,8 @@ def _load(job: dict[str, Any]) -> tuple[Any, Any, Any]:
 
             model = PeftModel.from_pretrained(model, policy)
             as_sft = model.disable_adapter
-    model = model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    device: Any = "cuda" if torch.cuda.is_available() else "cpu"  # transformers wraps `to` in an untyped decorator
+    model = model.to(device).eval()
     return tokenizer, model, as_sft
 
 
@@ -75,7 +76,7 @@ def evaluate(job: dict[str, Any]) -> None:
 
     Args:
         job: `folder`, `model_path`, `revision`, `chat_template`, `dtype`, `policy` (a folder, for the policy
-            only), `pairs` (file), `evaluation` (the recipe's section), `max_length`, `threads`.
+            only), `pairs` (file), `evaluation` (the recipe's section), `max_length`, `truncation`, `threads`.
 
     Writes:
         pairs.jsonl: row_id, group_id, source, chosen_logp, rejected_logp (nats, summed over the answer's
@@ -98,7 +99,7 @@ def evaluate(job: dict[str, Any]) -> None:
     timing["load"] = time.monotonic() - began
     pairs = load_pairs(Path(job["pairs"]))[: settings["max_pairs"]]
     tokens = [tokenize_pair(tokenizer, p) for p in pairs]
-    fits = [len(t.prompt) < max_length for t in tokens]
+    fits = [len(t.prompt) < max_length or job["truncation"] == "keep_end" for t in tokens]
     if not any(fits):
         raise UserError(
             f"every held-out prompt is longer than max_length={max_length} tokens",
@@ -112,7 +113,12 @@ def evaluate(job: dict[str, Any]) -> None:
     batch = settings["batch_size"]
     both = [(t.prompt, t.chosen) for t in tokens] + [(t.prompt, t.rejected) for t in tokens]
     scores = answer_logps(
-        model, both, max_length=max_length, batch_size=batch * 2, progress=_progress("scored answers")
+        model,
+        both,
+        max_length=max_length,
+        batch_size=batch * 2,
+        keep_end=job["truncation"] == "keep_end",
+        progress=_progress("scored answers"),
     )
     if (bad := sum(not math.isfinite(s[0]) for s in scores)) and job.get("policy") is None:
         raise UserError(

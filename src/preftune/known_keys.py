@@ -56,7 +56,7 @@ REMOVED = {
     "max_completion_length": "max_length limits prompt and answer together",
     "dataset_kwargs": "conversion is preftune's own",
     "preprocessing_num_workers": "write dataset_num_proc",
-    "remove_unused_columns": None,
+    "push_to_hub": "a policy is published after its verdict, not while it trains",
 }
 
 # Keys that preftune sets itself, or that break one of its promises.
@@ -111,6 +111,8 @@ def check_value(key: str, value: Any, where: str) -> Any:
     where = f"{where}: {key}"
     if value is None and "null" in types:
         return None
+    if value is False and key.endswith("_strategy"):
+        value = "no"  # YAML reads a bare no as false
     if "list" in types and isinstance(value, str) and "str" not in types:
         value = [value]
     fits = any(
@@ -123,6 +125,12 @@ def check_value(key: str, value: Any, where: str) -> Any:
             where,
             f"for example {key}: {spec['default']!r}" if spec["default"] is not None else f"write a {names}",
         )
+    if "choices" in spec:
+        for name in value if isinstance(value, list) else [value]:
+            if name not in spec["choices"]:
+                close = difflib.get_close_matches(str(name), spec["choices"], n=1)
+                hint = f"did you mean {close[0]}?" if close else f"one of: {', '.join(spec['choices'])}"
+                raise UserError(f"{name!r} is not known", where, hint)
     if isinstance(value, int | float) and not isinstance(value, bool):
         if not math.isfinite(value):
             raise UserError(f"{value} is not a finite number", where, f"TRL's default is {spec['default']}")

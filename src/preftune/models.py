@@ -11,6 +11,7 @@ from typing import Any
 from preftune.children import run_child
 from preftune.digest import file_sha256, json_digest
 from preftune.errors import UserError
+from preftune.hub import is_unreachable
 from preftune.schema import EMBEDDED_MODEL, Recipe
 from preftune.workspace import Workspace
 
@@ -210,8 +211,7 @@ def _hub_snapshot(name: str, revision: str | None) -> tuple[Path, str]:
         except ValueError as e:
             raise UserError(str(e).splitlines()[0], f"model_name_or_path: {name}", "correct the id") from None
         except Exception as e:
-            network = ("httpx", "httpcore", "requests", "urllib3", "huggingface_hub", "builtins")
-            if type(e).__module__.split(".")[0] not in network:
+            if not is_unreachable(e):
                 raise
     if (found := from_cache()) is not None:
         return found

@@ -33,8 +33,8 @@ def step_count(pairs: int, recipe: Recipe, processes: int) -> tuple[int, int]:
     return (limit if limit > 0 else wanted), batch * accumulation
 
 
-def count_tokens(pairs: list[Pair], model: StartingModel, folder: Path) -> list[int] | None:
-    """Tokens that a training step sees of each pair: prompt twice, both answers; None without tokenizer.json.
+def count_tokens(pairs: list[Pair], model: StartingModel, folder: Path) -> list[tuple[int, int]] | None:
+    """Tokens of each pair's two sequences (prompt + chosen, prompt + rejected); None without tokenizer.json.
 
     The chat template is rendered in jinja2's sandbox, so that nothing heavy is imported.
     """
@@ -60,7 +60,7 @@ def count_tokens(pairs: list[Pair], model: StartingModel, folder: Path) -> list[
         return None
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     lengths = [len(e.ids) for e in tokenizer.encode_batch(texts, add_special_tokens=False)]
-    return [a + b for a, b in zip(lengths[::2], lengths[1::2], strict=True)]
+    return list(zip(lengths[::2], lengths[1::2], strict=True))
 
 
 def make_plan(
@@ -85,7 +85,7 @@ def make_plan(
         "steps": count,
         "effective_batch": batch,
         "processes": processes,
-        "device": "cpu" if accelerate_configs.gpu_count() == 0 else "cuda",
+        "device": accelerate_configs.device(),
         "accelerate_config": config.name,
         "tokens": None,
         "reused": {"source": True, "mixture": True, "baseline": False, "train": False, "policy": False},
@@ -96,15 +96,15 @@ def make_plan(
     if (folder := Path(model.path)).is_dir():
         pairs = load_pairs(mixture.folder(workspace) / "train.jsonl")
         if (tokens := count_tokens(pairs, model, folder)) is not None:
-            limit = 2 * int(training_value(recipe, "max_length") or 1_000_000)
-            used = sum(min(t, limit) for t in tokens)
+            limit = int(training_value(recipe, "max_length") or 10**6)
+            used = sum(min(t, limit) for both in tokens for t in both)
             plan["tokens"] = round(used * count * batch / len(pairs))
-            plan["pairs_cut"] = sum(t > limit for t in tokens)
+            plan["pairs_cut"] = sum(max(both) > limit for both in tokens)
             if plan["device"] == "cpu" and model.name.endswith("135M-Instruct"):
                 plan["training_minutes"] = round(plan["tokens"] * CPU_SECONDS_PER_TOKEN / 60, 1)
     keys = {
         "baseline": steps.baseline_key(recipe, model, mixture),
-        "train": steps.train_key(recipe, model, mixture),
+        "train": steps.train_key(recipe, workspace, model, mixture),
     }
     found = {step: store.find(workspace, step, key) for step, key in keys.items()}
     plan["reused"] |= {step: result is not None for step, result in found.items()}

@@ -296,3 +296,11 @@ def shares_chart(rows: Sequence[tuple[str, dict[str, tuple[float, float, float] 
         kinds = (("SFT", "sft", "s"), ("DPO", "dpo", "o"))
         _legend(axes, [Line2D([], [], color=COLOURS[c], marker=m, label=who) for who, c, m in kinds])
         return Chart(_svg(figure, "shares", title, caption), title, caption)
+
+
+def standalone_svg(chart: Chart) -> str:
+    """The chart as a file of its own: real colours instead of the page's variables, on white."""
+    text = chart.svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" style="background:white" ', 1)
+    for variable, colour in COLOURS.items():
+        text = text.replace(f"var(--{variable})", colour)
+    return text

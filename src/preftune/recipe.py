@@ -96,8 +96,7 @@ def _translate(flat: dict[str, Any], where: str) -> list[str]:
             flat[new] = flat.pop(old)
             notices.append(f"{old} is called {new} now")
     for old, reason in REMOVED.items():
-        if old in flat and reason:
-            flat.pop(old)
+        if old in flat and flat.pop(old) not in (None, False):
             notices.append(f"{old} no longer exists and has no effect: {reason}")
     for key in sorted(set(flat) & set(REFUSED)):
         if flat[key] not in (None, False):
@@ -128,9 +127,10 @@ def _mixture(flat: dict[str, Any], where: str) -> dict[str, Any]:
     """The dataset section, from `dataset_mixture` or from TRL's shortcut for one dataset."""
     shortcut = {k: flat.pop(k) for k in DATASET_SHORTCUT if k in flat}
     mixture = flat.pop("dataset_mixture", None)
-    if mixture is not None and shortcut.get("dataset_name"):
-        raise UserError("dataset_name and dataset_mixture both name data", where, "keep one of them")
-    if mixture is not None:
+    others = mixture if isinstance(mixture, dict) else {}
+    if mixture is not None and (not shortcut.get("dataset_name") or "datasets" in others):
+        if shortcut.get("dataset_name"):
+            raise UserError("dataset_name and dataset_mixture both name data", where, "keep one of them")
         return mixture
     if not shortcut.get("dataset_name"):
         raise UserError("the recipe names no data", where, "write dataset_name: a file, folder or hub dataset id")
@@ -140,7 +140,7 @@ def _mixture(flat: dict[str, Any], where: str) -> dict[str, Any]:
         "split": shortcut.get("dataset_train_split") or "train",
         "test_split": shortcut.get("dataset_test_split"),
     }
-    return {"datasets": [entry]}
+    return {**others, "datasets": [entry]}
 
 
 def _no_secrets(value: Any, where: str) -> None:
@@ -229,7 +229,7 @@ def resolve(data: dict[str, Any], path: Path) -> Recipe:
         if key not in known_keys.known():
             raise unknown_key(key, known_keys.known(), where)
     if flat.get("method", "dpo") != "dpo":
-        raise UserError(f"method {flat['method']!r} is not available", f"{where}: method", "write method: dpo")
+        raise UserError(f"{flat['method']!r} is not available", f"{where}: method", "write method: dpo")
 
     model = {k: check_value(k, flat.pop(k), where) for k in list(flat) if k in keys["model"]}
     if not model.get("model_name_or_path"):
@@ -246,7 +246,7 @@ def resolve(data: dict[str, Any], path: Path) -> Recipe:
     report_to = training["report_to"]
     if report_to in ("all", "mlflow") or (isinstance(report_to, list) and {"all", "mlflow"} & set(report_to)):
         raise UserError(
-            "report_to: preftune logs to MLflow itself (transformers' own callback loses runs)",
+            "preftune logs to MLflow itself (transformers' own callback loses runs)",
             f"{where}: report_to",
             "leave it out, or name tensorboard or wandb",
         )

@@ -255,6 +255,20 @@ def _training(found: dict[str, Any]) -> str:
     return f"{count('steps')} of {count('max_steps')} steps on {count('pairs')} pairs{passes}; {how}{parts}."
 
 
+def report_charts(data: ReportInput) -> dict[str, plots.Chart]:
+    """The charts that the data allow, by name, in the report's order."""
+    tokens = [[int(row["tokens"]) for row in rows] for rows in zip(*data.answers, strict=True)] or [[], []]
+    drawn = {
+        "loss": plots.loss_chart(data.curves),
+        "rewards": plots.rewards_chart(data.curves),
+        "accuracy": plots.accuracy_chart(data.curves),
+        "margins": plots.margins_chart(data.margins),
+        "answer-lengths": plots.lengths_chart(*tokens),
+        "answer-shares": _shares(data.verdict),
+    }
+    return {name: chart for name, chart in drawn.items() if chart}
+
+
 def render_report(data: ReportInput) -> str:
     """Renders the report.
 
@@ -274,8 +288,7 @@ def render_report(data: ReportInput) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["svg"] = lambda chart: Markup(chart.svg)  # plots.py: only our own labels and numbers
-    tokens = [[int(row["tokens"]) for row in rows] for rows in zip(*data.answers, strict=True)] or [[], []]
-    curves = (plots.loss_chart, plots.rewards_chart, plots.accuracy_chart)
+    charts = report_charts(data)
     page = environment.get_template("report.html.j2").render(
         data=data,
         verdict=data.verdict,
@@ -287,9 +300,9 @@ def render_report(data: ReportInput) -> str:
         tiles=[row for rows in groups.values() for row in rows if row["name"] in KEY_MEASURES],
         damages=[_damage(d) for d in data.verdict["damages"]],
         drift=_drift(data.verdict),
-        curves=[chart for draw in curves if (chart := draw(data.curves))],
-        margins=plots.margins_chart(data.margins),
-        answer_charts=[chart for chart in (plots.lengths_chart(*tokens), _shares(data.verdict)) if chart],
+        curves=[charts[name] for name in ("loss", "rewards", "accuracy") if name in charts],
+        margins=charts.get("margins"),
+        answer_charts=[charts[name] for name in ("answer-lengths", "answer-shares") if name in charts],
         answers=[_answer(*both) for both in data.answers],
         open_answers=OPEN_ANSWERS,
         long=LONG_TEXT,

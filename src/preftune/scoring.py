@@ -19,6 +19,14 @@ def _batches(lengths: Sequence[int], size: int) -> list[list[int]]:
     return [order[i : i + size] for i in range(0, len(order), size)]
 
 
+def _cut(prompt: list[int], answer: list[int], max_length: int, keep_end: bool) -> tuple[int, list[int]]:
+    """(where the scored tokens begin, the sequence); the first token of all is never scored: nothing predicts it."""
+    ids = prompt + answer
+    if not keep_end:
+        return max(len(prompt), 1), ids[:max_length]
+    return max(len(prompt) - max(len(ids) - max_length, 0), 1), ids[-max_length:]
+
+
 @torch.inference_mode()
 def answer_logps(
     model: Any,
@@ -26,6 +34,7 @@ def answer_logps(
     *,
     max_length: int,
     batch_size: int,
+    keep_end: bool = False,
     progress: Progress = _no_progress,
 ) -> list[tuple[float, int]]:
     """Summed log-probability of each answer given its prompt.
@@ -33,14 +42,15 @@ def answer_logps(
     Args:
         model: A causal language model in eval mode.
         sequences: (prompt ids, answer ids) each.
-        max_length: Prompt + answer are cut at this length, from the end (TRL's `keep_start`).
+        max_length: Prompt + answer are cut to this length.
         batch_size: Sequences in one forward pass; they are padded on the right.
+        keep_end: Cut at the start (TRL's `truncation_mode: keep_end`) instead of at the end.
         progress: Called with (sequences done, all sequences).
 
     Returns:
         For each sequence, in order: (log π(answer | prompt) in nats, number of answer tokens that remained).
     """
-    rows = [(p, (p + a)[:max_length]) for p, a in sequences]
+    rows = [_cut(p, a, max_length, keep_end) for p, a in sequences]
     result: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
     device = model.device
     done = 0
@@ -52,7 +62,7 @@ def answer_logps(
             row = torch.tensor(rows[i][1])
             ids[r, : len(row)], mask[r, : len(row)] = row, 1
         # The head's output is needed from the last prompt position on; that of the shortest prompt counts.
-        first = max(min(len(rows[i][0]) for i in batch) - 1, 0)
+        first = min(rows[i][0] for i in batch) - 1
         logits = model(
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
@@ -60,7 +70,7 @@ def answer_logps(
             use_cache=False,
         ).logits
         for r, i in enumerate(batch):
-            prompt, row = len(rows[i][0]), rows[i][1]
+            prompt, row = rows[i]
             if len(row) > prompt:
                 # The logits at position t - 1 predict the token at t.
                 at = logits[r, prompt - 1 - first : len(row) - 1 - first].float()

@@ -13,6 +13,7 @@ from typing import Any
 
 from preftune.digest import file_sha256, json_digest
 from preftune.errors import StepError, UserError
+from preftune.hub import is_unreachable
 from preftune.schema import DatasetEntry
 from preftune.workspace import Workspace
 
@@ -118,7 +119,7 @@ def _hub(entry: DatasetEntry) -> Source:
         )
     from datasets import get_dataset_split_names
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
         commit = HfApi().dataset_info(entry.id, revision=entry.revision, timeout=4).sha
@@ -131,20 +132,14 @@ def _hub(entry: DatasetEntry) -> Source:
         ) from None
     except ValueError as e:  # HFValidationError (not an id), or an unknown configuration
         raise UserError(str(e).splitlines()[0], entry.id, "correct the dataset's id or config") from None
-    except (HfHubHTTPError, OSError) as e:
+    except Exception as e:
+        if not is_unreachable(e):
+            raise
         raise UserError(
             f"not a file or folder here, and the hub cannot be reached ({type(e).__name__})",
             entry.id,
             "correct the path, or connect to the network and try again",
         ) from None
-    except Exception as e:
-        if type(e).__module__.split(".")[0] in ("httpx", "httpcore", "requests", "urllib3"):
-            raise UserError(
-                f"not a file or folder here, and the hub cannot be reached ({type(e).__name__})",
-                entry.id,
-                "correct the path, or connect to the network and try again",
-            ) from None
-        raise
     return Source(entry, {n: () for n in names}, "hub", f"{entry.id}@{commit}")
 
 
@@ -235,6 +230,12 @@ def read_rows(source: Source, split: str) -> Iterator[tuple[str, Any]]:
         if entry.max_rows is not None and number >= entry.max_rows and split != entry.test_split:
             return
         if isinstance(row, dict):
+            if number == 0 and (missing := sorted(set(names.values()) - set(row))):
+                raise UserError(
+                    f"columns names {missing[0]!r}, which is not there (it has: {', '.join(map(str, row))})",
+                    f"{entry.id}: columns",
+                    "correct the name",
+                )
             if keep is not None:
                 row = {k: v for k, v in row.items() if k in keep}
             row = {**row, **{ours: row[theirs] for ours, theirs in names.items() if theirs in row}}
@@ -243,6 +244,7 @@ def read_rows(source: Source, split: str) -> Iterator[tuple[str, Any]]:
 
 def _library_rows(source: Source, split: str) -> Iterator[tuple[str, Any]]:
     import datasets
+    from datasets.exceptions import DatasetsError
 
     entry = source.entry
     if source.kind == "saved":
@@ -252,7 +254,7 @@ def _library_rows(source: Source, split: str) -> Iterator[tuple[str, Any]]:
         commit = source.digest.rpartition("@")[2]
         try:
             data = datasets.load_dataset(entry.id, entry.config, split=split, revision=commit, data_dir=entry.data_dir)
-        except (OSError, datasets.exceptions.DatasetsError) as e:
+        except (OSError, DatasetsError) as e:
             raise StepError(f"the hub dataset could not be read: {e}", entry.id, "try again") from e
     for number, row in enumerate(data):
         yield f"{split}[{number}]", row

@@ -14,6 +14,7 @@ from preftune import accelerate_configs, store
 from preftune.checks import check_source
 from preftune.children import launch_command, read_json_lines, run_child
 from preftune.digest import code_version, file_sha256, json_digest, library_versions
+from preftune.known_keys import snapshot
 from preftune.mixture import build_mixture
 from preftune.models import StartingModel
 from preftune.schema import Mixture, Recipe, Validation
@@ -39,6 +40,7 @@ _NOT_LEARNED = {
     "hub_strategy",
     "dataset_num_proc",
 }
+_VERDICT_CODE = ("verdict", "gate", "statistics")
 _EVALUATION_CODE = ("evaluation", "scoring", "tokens", "lm_eval_pairs")
 
 
@@ -145,14 +147,21 @@ def _model_job(model: StartingModel, recipe: Recipe) -> dict[str, Any]:
 
 
 def _max_length(recipe: Recipe) -> int:
-    return recipe.training.get("max_length") or 1024
+    """As in training; null means no limit."""
+    return recipe.training.get("max_length", snapshot()["training"]["max_length"]["default"]) or 10**6
+
+
+def _truncation(recipe: Recipe) -> str:
+    return recipe.training.get("truncation_mode", "keep_start")
 
 
 def _evaluation_key(recipe: Recipe, model: StartingModel, mixture: StepResult) -> dict[str, Any]:
     return {
         "model": model.digest,
         "pairs": mixture.info["test_sha256"],
-        "evaluation": recipe.evaluation.model_dump(exclude={"preset"}),
+        "evaluation": recipe.evaluation.model_dump(exclude={"preset", "training_pairs"}),
+        "truncation": _truncation(recipe),
+        "device": accelerate_configs.device(),
         "max_length": _max_length(recipe),
         "threads": threads(),
         "code": code_version(*_EVALUATION_CODE),
@@ -179,8 +188,10 @@ def _make_evaluation(
             "pairs": str(mixture.folder(workspace) / "test.jsonl"),
             "evaluation": recipe.evaluation.model_dump(),
             "max_length": _max_length(recipe),
+            "truncation": _truncation(recipe),
         }
-        _run(workspace, "preftune.evaluation", job, key, "cpu" if not _has_gpu() else "single_gpu", tell)
+        config = "cpu" if accelerate_configs.device() == "cpu" else "single_gpu"
+        _run(workspace, "preftune.evaluation", job, key, config, tell)
         counts = {n: sum(1 for _ in (folder / f"{n}.jsonl").open()) for n in ("pairs", "answers")}
         return {**counts, "notices": _probe(folder)}
 
@@ -207,10 +218,6 @@ def _probe(folder: Path) -> list[str]:
     return []
 
 
-def _has_gpu() -> bool:
-    return accelerate_configs.gpu_count() > 0
-
-
 # --- baseline ---------------------------------------------------------------------------------------------
 
 
@@ -235,8 +242,9 @@ def make_baseline(
 # --- train ------------------------------------------------------------------------------------------------
 
 
-def train_key(recipe: Recipe, model: StartingModel, mixture: StepResult) -> str:
-    """Key of a training: the model, the training side, what is learned and how."""
+def train_key(recipe: Recipe, workspace: Workspace, model: StartingModel, mixture: StepResult) -> str:
+    """Key of a training: the model, the training side, what is learned, how, and on how many devices."""
+    config = accelerate_configs.choose(workspace, recipe.accelerate_config)
     learned = {k: v for k, v in recipe.training.items() if k not in _NOT_LEARNED}
     evaluates = learned.get("eval_strategy", "no") != "no"
     return json_digest(
@@ -248,7 +256,9 @@ def train_key(recipe: Recipe, model: StartingModel, mixture: StepResult) -> str:
             "eval_pairs": recipe.evaluation.training_pairs if evaluates else None,
             "training": learned,
             "model_settings": {k: v for k, v in recipe.model.items() if k != "model_name_or_path"},
-            "accelerate": recipe.accelerate_config,
+            "accelerate": [config.name, file_sha256(config)],
+            "processes": accelerate_configs.processes(config),
+            "device": accelerate_configs.device(),
             "tensorboard": recipe.training.get("report_to", "none"),
             "threads": threads(),
             "code": code_version("training", "trainer", "tokens", "checkpoints"),
@@ -326,7 +336,9 @@ def make_policy(
 
 def run_identity(recipe: Recipe, baseline: str, train: str) -> str:
     """What makes one MLflow run: known before the training starts."""
-    return json_digest({"train": train, "baseline": baseline, "gate": recipe.gate.model_dump()})
+    return json_digest(
+        {"train": train, "baseline": baseline, "gate": recipe.gate.model_dump(), "code": code_version(*_VERDICT_CODE)}
+    )
 
 
 def verdict_key(recipe: Recipe, baseline: StepResult, train: StepResult, policy: StepResult) -> str:
@@ -338,15 +350,13 @@ def verdict_key(recipe: Recipe, baseline: StepResult, train: StepResult, policy:
             "train": train.digest,
             "beta": beta(recipe),
             "gate": recipe.gate.model_dump(),
-            "code": code_version("verdict", "gate", "statistics", "report", "plots"),
+            "code": code_version(*_VERDICT_CODE, "report", "plots"),
         }
     )
 
 
 def beta(recipe: Recipe) -> float:
     """The β of the implicit reward: the recipe's, else TRL's default."""
-    from preftune.known_keys import snapshot
-
     return float(recipe.training.get("beta", snapshot()["training"]["beta"]["default"]))
 
 
@@ -370,7 +380,8 @@ def make_verdict(
     """
 
     def build(folder: Path) -> dict[str, Any]:
-        from preftune.report import ReportInput, render_report
+        from preftune.plots import standalone_svg
+        from preftune.report import ReportInput, render_report, report_charts
         from preftune.verdict import compare
 
         places = {step: results[step].folder(workspace) for step in ("mixture", "baseline", "train", "policy")}
@@ -389,7 +400,10 @@ def make_verdict(
             steps=steps,
             lineage=lineage,
         )
-        (folder / "report.html").write_text(render_report(report))
+        (folder / "report.html").write_text(render_report(report), encoding="utf-8")
+        (folder / "plots").mkdir(exist_ok=True)
+        for name, chart in report_charts(report).items():
+            (folder / "plots" / f"{name}.svg").write_text(standalone_svg(chart), encoding="utf-8")
         return {k: found[k] for k in ("outcome", "reasons", "metrics")}
 
-    return store.make(workspace, "verdict", key, build, volatile=("report.html",))
+    return store.make(workspace, "verdict", key, build, volatile=("report.html", "plots/*"))

@@ -148,7 +148,7 @@ def record(
     artifacts: list[tuple[Path, str]],
     tags: dict[str, str],
 ) -> None:
-    """Sends a whole run, verifies its artifacts, and marks it complete; does nothing if it is complete.
+    """Sends a whole run, verifies its artifacts, and marks it complete; sends only the tags if it is complete.
 
     Args:
         client: From `connect`.
@@ -167,6 +167,7 @@ def record(
 
     run = client.get_run(run_id)
     if run.data.tags.get(DONE_TAG) == "true":
+        client.log_batch(run_id, tags=[RunTag(k, v) for k, v in tags.items()])
         return
     known = run.data.params
     new = [Param(k, v) for k, v in _flatten(params).items() if k not in known]

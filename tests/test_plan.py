@@ -1,0 +1,240 @@
+"""What a run would do: steps and tokens counted by hand, and what would be reused."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+
+from preftune import accelerate_configs, steps, store
+from preftune.models import StartingModel
+from preftune.pairs import Pair
+from preftune.plan import count_tokens, make_plan, step_count, training_value
+from preftune.recipe import resolve
+from preftune.schema import Recipe
+from preftune.store import StepResult
+from preftune.workspace import Workspace
+
+# Each message becomes its role and its words: "user a b assistant c" has 5 tokens.
+TEMPLATE = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}"
+
+
+def recipe(**keys: Any) -> Recipe:
+    return resolve({"dataset_name": "x", **keys}, Path("recipes/demo/config.yaml"))
+
+
+def pair(i: int, prompt: int, chosen: int, rejected: int) -> Pair:
+    """So many words each."""
+    return Pair(
+        prompt=[{"role": "user", "content": " ".join("w" * prompt)}],
+        chosen=[{"role": "assistant", "content": " ".join("w" * chosen)}],
+        rejected=[{"role": "assistant", "content": " ".join("w" * rejected)}],
+        source="x",
+        row_id=str(i),
+        group_id=str(i),
+    )
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """A machine without a GPU."""
+    monkeypatch.setattr(accelerate_configs, "gpu_count", lambda: 0)
+    return Workspace(tmp_path, tmp_path / "home")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> StartingModel:
+    """A tokenizer that counts words."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    tokenizer = Tokenizer(WordLevel({"[UNK]": 0, "w": 1, "user": 2, "assistant": 3}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "</s>"}, "bos_token": None}))
+    return StartingModel("mine/135M-Instruct", str(folder), None, "digest", TEMPLATE)
+
+
+def mixture_of(workspace: Workspace, pairs: list[Pair]) -> StepResult:
+    def build(folder: Path) -> dict[str, Any]:
+        (folder / "train.jsonl").write_text("".join(p.model_dump_json() + "\n" for p in pairs))
+        return {"train": len(pairs), "test": 2, "train_sha256": "t1", "test_sha256": "t2"}
+
+    return store.make(workspace, "mixture", "m", build)
+
+
+# --- steps ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pairs", "processes", "keys", "expected"),
+    [
+        # ceil(10/4) = 3 batches, ceil(3/2) = 2 updates an epoch
+        (10, 1, {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "num_train_epochs": 1}, (2, 8)),
+        (10, 1, {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "num_train_epochs": 3}, (6, 8)),
+        # ceil(0.5 x 2) = 1, ceil(1.2 x 2) = 3
+        (10, 1, {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "num_train_epochs": 0.5}, (1, 8)),
+        (10, 1, {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "num_train_epochs": 1.2}, (3, 8)),
+        # two processes: ceil(10/8) = 2 batches, 1 update
+        (10, 2, {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "num_train_epochs": 1}, (1, 16)),
+        # the last, smaller batch left out: 10 // 4 = 2 batches, 1 update
+        (
+            10,
+            1,
+            {
+                "per_device_train_batch_size": 4,
+                "gradient_accumulation_steps": 2,
+                "num_train_epochs": 1,
+                "dataloader_drop_last": True,
+            },
+            (1, 8),
+        ),
+        # fewer pairs than a batch: one step
+        (1, 1, {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 8, "num_train_epochs": 1}, (1, 32)),
+        # max_steps wins over the epochs, -1 means none
+        (10, 1, {"per_device_train_batch_size": 4, "max_steps": 5, "num_train_epochs": 1}, (5, 4)),
+        (10, 1, {"per_device_train_batch_size": 4, "max_steps": -1, "num_train_epochs": 1}, (3, 4)),
+        # TRL's defaults: batch 8, accumulation 1, 3 epochs: 3 x ceil(20/8) = 9
+        (20, 1, {}, (9, 8)),
+    ],
+)
+def test_step_count(pairs: int, processes: int, keys: dict[str, Any], expected: tuple[int, int]) -> None:
+    assert step_count(pairs, recipe(**keys), processes) == expected
+
+
+def test_training_value_is_the_recipe_s_or_trl_s() -> None:
+    assert training_value(recipe(beta=0.3), "beta") == 0.3
+    assert training_value(recipe(), "beta") == 0.1
+    assert training_value(recipe(max_length=None), "max_length") is None
+
+
+# --- tokens -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pairs", "keys", "tokens", "cut"),
+    [
+        # (1+2 + 1+3) + (1+2 + 1+1) = 12 tokens: role and words of prompt and answer, for both answers
+        ([pair(0, 2, 3, 1)], {}, 12, 0),
+        # three pairs in one batch of 8: every pair is seen once, 36 tokens, however large the batch could be
+        ([pair(i, 2, 3, 1) for i in range(3)], {}, 36, 0),
+        ([pair(i, 2, 3, 1) for i in range(8)], {}, 96, 0),
+        ([pair(i, 2, 3, 1) for i in range(3)], {"num_train_epochs": 2}, 72, 0),
+        # 9 pairs: two steps, still 9 pairs
+        ([pair(i, 2, 3, 1) for i in range(9)], {}, 108, 0),
+        # max_steps: 4 steps of 8 pairs
+        ([pair(i, 2, 3, 1) for i in range(8)], {"max_steps": 4}, 384, 0),
+        # cut at 8 tokens, each answer for itself: prompt 3 + chosen 10 -> 8, prompt 3 + rejected 2 = 5
+        ([pair(0, 2, 9, 1)], {"max_length": 8}, 13, 1),
+        ([pair(0, 2, 9, 9), pair(1, 2, 3, 1)], {"max_length": 8}, 16 + 12, 1),
+        ([pair(0, 2, 9, 1)], {"max_length": None}, 18, 0),
+    ],
+)
+def test_tokens_by_hand(
+    workspace: Workspace, model: StartingModel, pairs: list[Pair], keys: dict[str, Any], tokens: int, cut: int
+) -> None:
+    """What the training sees, at a batch of 4 x 2 and one epoch unless told otherwise."""
+    defaults = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "num_train_epochs": 1}
+    plan = make_plan(recipe(**{**defaults, **keys}), workspace, model, [], mixture_of(workspace, pairs))
+    assert (plan["tokens"], plan["pairs_cut"]) == (tokens, cut)
+
+
+def test_folders_without_a_fast_tokenizer_are_not_counted(model: StartingModel, tmp_path: Path) -> None:
+    assert count_tokens([pair(0, 1, 1, 1)], model, tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in %}",
+        "{{ raise_exception('no') }}",
+        "{{ undefined.attribute }}",
+        "{{ ''.__class__.__mro__ }}",
+        "{% for i in range(1000000) %}{% endfor %}",
+        "{{ 1 + 'a' }}",
+        "{{ 1 / 0 }}",
+    ],
+)
+def test_templates_that_cannot_be_rendered_are_not_counted(model: StartingModel, template: str) -> None:
+    """An estimate is left out, never an error; and a template cannot leave the sandbox."""
+    broken = StartingModel(model.name, model.path, None, "d", template)
+    assert count_tokens([pair(0, 1, 1, 1)], broken, Path(model.path)) is None
+
+
+def test_a_tokenizer_without_its_settings(model: StartingModel) -> None:
+    """tokenizer.json alone is enough to count."""
+    (Path(model.path) / "tokenizer_config.json").unlink()
+    assert count_tokens([pair(0, 2, 3, 1)], model, Path(model.path))
+
+
+# --- the plan ---------------------------------------------------------------------------------------------
+
+
+def test_a_plan(workspace: Workspace, model: StartingModel) -> None:
+    pairs = [pair(i, 2, 3, 1) for i in range(8)]
+    plan = make_plan(recipe(output_dir="data/x"), workspace, model, [], mixture_of(workspace, pairs))
+    assert (plan["train_pairs"], plan["test_pairs"]) == (8, 2)
+    assert (plan["steps"], plan["effective_batch"], plan["processes"]) == (3, 8, 1)
+    assert (plan["device"], plan["accelerate_config"], plan["output_dir"]) == ("cpu", "cpu.yaml", "data/x")
+    assert plan["training_minutes"] == round(8 * 12 * 3 * 0.018 / 60, 1)
+    json.dumps(plan)
+
+
+def test_a_plan_without_the_model(workspace: Workspace) -> None:
+    """It has yet to be fetched: what is known is told."""
+    plan = make_plan(recipe(), workspace, None, [], mixture_of(workspace, [pair(0, 1, 1, 1)]))
+    assert plan["tokens"] is None and plan["steps"] == 3
+    assert plan["reused"] == {"source": True, "mixture": True, "baseline": False, "train": False, "policy": False}
+
+
+def test_what_would_be_reused(workspace: Workspace, model: StartingModel) -> None:
+    """Finished steps, by their keys; another β trains anew and keeps the baseline."""
+    mixture, first = mixture_of(workspace, [pair(0, 1, 1, 1)]), recipe(beta=0.1)
+
+    def reused(with_recipe: Recipe) -> set[str]:
+        return {s for s, yes in make_plan(with_recipe, workspace, model, [], mixture)["reused"].items() if yes}
+
+    assert reused(first) == {"source", "mixture"}
+    store.make(workspace, "baseline", steps.baseline_key(first, model, mixture), lambda _: {})
+    assert reused(first) == {"source", "mixture", "baseline"}
+    train = store.make(workspace, "train", steps.train_key(first, model, mixture), lambda _: {})
+    store.make(workspace, "policy", steps.policy_key(first, model, mixture, train), lambda _: {})
+    assert reused(first) == {"source", "mixture", "baseline", "train", "policy"}
+    assert reused(recipe(beta=0.2)) == {"source", "mixture", "baseline"}
+    assert reused(recipe(beta=0.1, output_dir="data/other")) == {"source", "mixture", "baseline", "train", "policy"}
+
+
+def test_a_plan_for_several_gpus(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ddp: a process per device."""
+    monkeypatch.setattr(accelerate_configs, "gpu_count", lambda: 4)
+    plan = make_plan(recipe(), workspace, None, [], mixture_of(workspace, [pair(0, 1, 1, 1)]))
+    assert (plan["device"], plan["accelerate_config"]) == ("cuda", "ddp.yaml")
+    assert (plan["processes"], plan["effective_batch"]) == (4, 32)
+
+
+def test_the_tiny_model_is_counted(tiny_model: Path) -> None:
+    """A real tokenizer and its real template; each more word costs at least one token."""
+    config = json.loads((tiny_model / "tokenizer_config.json").read_text())
+    jinja = tiny_model / "chat_template.jinja"
+    template = jinja.read_text() if jinja.exists() else config["chat_template"]
+    real = StartingModel("tiny", str(tiny_model), None, "d", template)
+    short, long = (count_tokens([pair(0, 3, n, 3)], real, tiny_model) for n in (2, 30))
+    assert short and long and sum(map(sum_of, long)) - sum(map(sum_of, short)) >= 28
+
+
+def sum_of(tokens: Any) -> int:
+    """A pair's tokens, told as one number or as one for each answer."""
+    return tokens if isinstance(tokens, int) else sum(tokens)
+
+
+def test_planning_imports_nothing_heavy() -> None:
+    """It is told in seconds."""
+    code = (
+        "import sys; import preftune.plan; "
+        "sys.exit(any(m in sys.modules for m in ('torch', 'trl', 'mlflow', 'transformers', 'prefect', 'datasets')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

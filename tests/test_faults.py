@@ -18,8 +18,14 @@ from conftest import child_env, preftune
 pytestmark = pytest.mark.slow
 
 RECIPE = "recipes/tiny/config.yaml"
-# 24 pairs, batches of 4, 60 epochs: 360 steps of about 30 ms, a checkpoint every 20.
-LONG = ("--num_train_epochs=60", "--save_steps=20", "--eval_strategy=no", "--learning_rate=1e-4")
+# 24 pairs, batches of 4, 20 epochs: 120 steps, a checkpoint every 10.
+LONG = (
+    "--num_train_epochs=20",
+    "--save_steps=10",
+    "--eval_strategy=no",
+    "--learning_rate=1e-4",
+    "--evaluation.lm_eval_pairs=0",
+)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +107,7 @@ def training_child(project: Path) -> psutil.Process:
 
 def test_killed_training_child_is_retried_from_its_checkpoint(project: Path, reference: Path, start: Any) -> None:
     process = start()
-    wait_for(step_reached(project, 130))
+    wait_for(step_reached(project, 55))
     training_child(project).kill()
     out, err = process.communicate(timeout=400)
     assert process.returncode == 0, err
@@ -113,7 +119,7 @@ def test_killed_training_child_is_retried_from_its_checkpoint(project: Path, ref
 
 def test_killed_flow_leaves_no_orphan_and_goes_on(project: Path, reference: Path, start: Any) -> None:
     process = start()
-    wait_for(step_reached(project, 130))
+    wait_for(step_reached(project, 55))
     process.send_signal(signal.SIGKILL)
     process.wait()
     wait_for(lambda: not processes_of(project), seconds=5)
@@ -128,7 +134,7 @@ def test_killed_flow_leaves_no_orphan_and_goes_on(project: Path, reference: Path
 def test_broken_checkpoints_are_set_aside(project: Path, reference: Path, start: Any) -> None:
     """The newest checkpoint lost a file, the one before has a flipped byte: training starts from the first step."""
     process = start()
-    wait_for(step_reached(project, 90))
+    wait_for(step_reached(project, 45))
     process.send_signal(signal.SIGKILL)
     process.wait()
     wait_for(lambda: not processes_of(project), seconds=5)
@@ -145,7 +151,7 @@ def test_broken_checkpoints_are_set_aside(project: Path, reference: Path, start:
 
 def test_interrupted_by_ctrl_c_ends_its_children(project: Path, start: Any) -> None:
     process = start()
-    wait_for(step_reached(project, 60))
+    wait_for(step_reached(project, 15))
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode not in (0, 2)
@@ -177,7 +183,7 @@ def test_mlflow_away_loses_nothing(project: Path, start: Any) -> None:
 
     client = MlflowClient(tracking_uri=f"sqlite:///{project}/.preftune/mlflow.db")
     steps = [m.step for m in client.get_metric_history(result["run_id"], "train/loss")]
-    assert sorted(steps) == list(range(1, 361))
+    assert sorted(steps) == list(range(1, 121))
 
 
 def test_a_model_that_gives_no_finite_numbers_is_refused_before_training(project: Path, tiny_model: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from preftune import known_keys
 from preftune.errors import UserError
-from preftune.known_keys import BOUNDS, REFUSED, REMOVED, RENAMED, check_value, known, snapshot, unknown_key
+from preftune.known_keys import BOUNDS, REFUSED, RENAMED, check_value, known, snapshot, unknown_key
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "snapshot_keys.py"
 
@@ -39,7 +39,6 @@ def test_every_bounded_key_is_trl_s() -> None:
 def test_translations_lead_to_known_keys() -> None:
     assert set(RENAMED.values()) <= set(known())
     assert not set(RENAMED) & set(known())
-    assert not {k for k, reason in REMOVED.items() if reason} & set(known())
     assert not set(REFUSED) & set(known())
 
 
@@ -111,6 +110,10 @@ def test_values_that_train_wrongly(key: str, value: float) -> None:
         ("use_peft", True, True),
         ("lora_r", 8, 8),
         ("report_to", "tensorboard", "tensorboard"),
+        # a bare `no` in YAML is false
+        ("save_strategy", False, "no"),
+        ("eval_strategy", False, "no"),
+        ("eval_strategy", "no", "no"),
     ],
 )
 def test_values_that_fit(key: str, value: Any, expected: Any) -> None:
@@ -137,6 +140,24 @@ def test_wrong_types(key: str, value: Any, told: str) -> None:
     with pytest.raises(UserError) as e:
         check_value(key, value, "x.yaml")
     assert told in e.value.error and key in e.value.where
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "advice"),
+    [
+        ("loss_type", "sigmoyd", "did you mean sigmoid?"),
+        ("loss_type", ["sigmoid", "hing"], "did you mean hinge?"),
+        ("lr_scheduler_type", "cosin", "did you mean cosine?"),
+        ("eval_strategy", "step", "did you mean steps?"),
+        ("save_strategy", "qqq", "one of: "),
+        ("optim", "adamw_torc", "did you mean adamw_torch?"),
+    ],
+)
+def test_names_that_trl_does_not_know(key: str, value: Any, advice: str) -> None:
+    """Told before the baseline is evaluated, not when the training starts."""
+    with pytest.raises(UserError, match="is not known") as e:
+        check_value(key, value, "x.yaml")
+    assert e.value.advice.startswith(advice) and e.value.where == f"x.yaml: {key}"
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from preftune.errors import UserError
-from preftune.known_keys import known
+from preftune.known_keys import REMOVED, known
 from preftune.recipe import HOUSE_TRAINING, load_recipe, parse_overrides, resolve
 from preftune.schema import EMBEDDED_MODEL, PRESETS, Evaluation, Gate, Mixture, Recipe, Validation
 
@@ -50,7 +50,7 @@ optim: adamw_torch
 output_dir: data/zephyr-7b-dpo-full
 per_device_train_batch_size: 8
 per_device_eval_batch_size: 8
-push_to_hub: false
+push_to_hub: true
 save_strategy: "steps"
 save_steps: 100
 save_total_limit: 1
@@ -305,7 +305,7 @@ def test_a_handbook_recipe_runs_as_it_is(tmp_path: Path) -> None:
     assert recipe.training["eval_strategy"] == "steps"
     assert recipe.training["warmup_steps"] == 0.1
     assert recipe.training["learning_rate"] == 5e-7
-    for gone in ("torch_dtype", "max_prompt_length", "warmup_ratio", "dataset_mixer", "preprocessing_num_workers"):
+    for gone in ("torch_dtype", "max_prompt_length", "warmup_ratio", "dataset_mixer", "push_to_hub"):
         assert gone not in recipe.training
         assert sum(gone in n for n in recipe.notices) == 1, gone
     assert recipe.output_dir == "data/zephyr-7b-dpo-full"
@@ -338,10 +338,11 @@ def test_renamed(old: str, new: str, value: Any) -> None:
         made(**{old: value, new: value})
 
 
-@pytest.mark.parametrize(
-    "key", ["max_prompt_length", "overwrite_output_dir", "max_completion_length", "dataset_kwargs"]
-)
+@pytest.mark.parametrize("key", sorted(REMOVED))
 def test_removed(key: str) -> None:
+    """Left out and told; nothing is told of a key that is switched off."""
+    recipe = made(**{key: False})
+    assert key not in recipe.training and not any(key in n for n in recipe.notices)
     recipe = made(**{key: 5})
     assert key not in recipe.training
     assert any(n.startswith(f"{key} no longer exists and has no effect") for n in recipe.notices)
@@ -410,6 +411,9 @@ def test_two_namings_of_the_data_contradict() -> None:
         resolve({"dataset_mixer": {"a": 1.0}, "dataset_mixture": {"datasets": [{"id": "b"}]}}, PATH)
     with pytest.raises(UserError):
         resolve({"dataset_test_split": "test", "dataset_mixture": {"datasets": [{"id": "b"}]}}, PATH)
+    for mixture in ([{"id": "b"}], 3, "b"):
+        with pytest.raises(UserError):
+            resolve({"dataset_name": "a", "dataset_mixture": mixture}, PATH)
 
 
 def test_the_shortcut_for_one_dataset() -> None:
@@ -421,6 +425,12 @@ def test_the_shortcut_for_one_dataset() -> None:
     }
     entry = resolve(data, PATH).mixture.datasets[0]
     assert (entry.id, entry.config, entry.split, entry.test_split) == ("a/b", "en", "train_prefs", "test_prefs")
+
+
+def test_the_shortcut_and_how_to_mix() -> None:
+    """dataset_mixture without datasets only says how."""
+    mixture = resolve({"dataset_name": "a", "dataset_mixture": {"seed": 3, "test_split_size": 0.2}}, PATH).mixture
+    assert ([e.id for e in mixture.datasets], mixture.seed, mixture.test_split_size) == (["a"], 3, 0.2)
 
 
 # --- secrets ----------------------------------------------------------------------------------------------

@@ -369,10 +369,17 @@ def test_fixes_never_lead_from_test_to_train() -> None:
 def test_a_mapping_of_columns(workspace: Workspace) -> None:
     """Our name → the dataset's; the dataset's own columns stay."""
     write(workspace.project / "x.jsonl", [{"q": "Q", "response_j": "A", "response_k": "B", "id": 1}])
-    columns = {"prompt": "q", "chosen": "response_j", "rejected": "response_k", "system": "not there"}
+    columns = {"prompt": "q", "chosen": "response_j", "rejected": "response_k"}
     (row,) = rows_of(found(workspace, "x.jsonl", columns=columns))
     assert (row["prompt"], row["chosen"], row["rejected"], row["id"]) == ("Q", "A", "B", 1)
-    assert "system" not in row
+
+
+def test_a_mapping_to_a_column_that_is_not_there(workspace: Workspace) -> None:
+    """It and those that exist are named."""
+    write(workspace.project / "x.jsonl")
+    with pytest.raises(UserError, match="columns names 'answer_a', which is not there") as e:
+        rows_of(found(workspace, "x.jsonl", columns={"chosen": "answer_a"}))
+    assert "prompt, chosen, rejected" in e.value.error and e.value.where == "x.jsonl: columns"
 
 
 def test_a_mapping_may_swap(workspace: Workspace) -> None:

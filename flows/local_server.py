@@ -5,6 +5,7 @@ only when first asked. This one dies with the command, keeps leases on disk, and
 """
 
 import atexit
+import fcntl
 import os
 import socket
 import subprocess
@@ -73,6 +74,10 @@ class LocalServer:
             **{f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in _IDLE_SERVICES},
         }
         app = ["--factory", "prefect.server.api.server:create_app", "--host", "127.0.0.1", "--port", str(port)]
+        # Two servers that start at once on a new database would both create its tables. The kernel frees the lock
+        # with this process.
+        self._starting = (workspace.prefect / "server-start.lock").open("w")
+        fcntl.flock(self._starting, fcntl.LOCK_EX)
         with self._log.open("a") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "uvicorn", *app, "--log-level", "error", "--lifespan", "on"],
@@ -97,6 +102,7 @@ class LocalServer:
             try:
                 with urllib.request.urlopen(self._health, timeout=5) as answer:
                     if answer.status == 200:
+                        self._starting.close()
                         return
             except (URLError, OSError):
                 time.sleep(0.1)

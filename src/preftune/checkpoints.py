@@ -34,8 +34,8 @@ def is_whole(checkpoint: Path) -> bool:
     """True if the manifest is there and every file in it has its sha256."""
     try:
         files = json.loads((checkpoint / MANIFEST).read_text())
-        return all(file_sha256(checkpoint / name) == sha for name, sha in files.items())
-    except (FileNotFoundError, json.JSONDecodeError):
+        return bool(files) and all(file_sha256(checkpoint / name) == sha for name, sha in files.items())
+    except (OSError, ValueError, AttributeError):  # a file is gone, or the manifest is torn
         return False
 
 

@@ -1,5 +1,6 @@
 """Checking one dataset: every row becomes a pair or stands in the quarantine file with its reason."""
 
+import itertools
 import json
 from collections import Counter
 from pathlib import Path
@@ -83,7 +84,8 @@ def _check_split(source: Source, split: str, validation: Validation, target: Pat
                     "meaning": REASONS[drop.reason],
                     "row": row,
                 }
-                quarantine.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
+                text = json.dumps(line, ensure_ascii=False, default=str)
+                quarantine.write(text.encode(errors="backslashreplace").decode() + "\n")
                 continue
             kept += 1
             sides = len(text_of(pair.chosen)), len(text_of(pair.rejected))
@@ -134,7 +136,7 @@ def peek(source: Source, validation: Validation, rows: int = 200) -> None:
         if source.kind != "files":
             continue
         columns, reasons = Counter[str](), Counter[str]()
-        for n, (row_id, row) in enumerate(read_rows(source, split)):
+        for row_id, row in itertools.islice(read_rows(source, split), rows):
             if isinstance(row, dict):
                 columns.update(map(str, row))
             try:
@@ -142,8 +144,6 @@ def peek(source: Source, validation: Validation, rows: int = 200) -> None:
                 break
             except Drop as drop:
                 reasons[drop.reason] += 1
-            if n >= rows:
-                break
         else:
             if not reasons:
                 raise UserError("there are no rows", f"{entry.id}, split {split}", "write preference pairs into it")

@@ -42,7 +42,10 @@ def report_error(folder: Path, error: PreftuneError) -> None:
 def _signal_name(text: str, code: int) -> str:
     """'SIGKILL' if the child, or what the launcher started, was ended by a signal."""
     if code < 0:
-        return signal.Signals(-code).name
+        try:
+            return signal.Signals(-code).name
+        except ValueError:  # real-time signals have no name
+            return f"signal {-code}"
     for name in ("SIGKILL", "SIGTERM", "SIGSEGV", "SIGABRT", "SIGBUS"):
         if f"Signals.{name}" in text or f"Signal {signal.Signals[name].value} ({name})" in text:
             return name
@@ -114,9 +117,7 @@ def run_child(
             process.stdout.close()
     if code == 0:
         return
-    error_file = folder / ERROR_FILE
-    if error_file.exists():
-        told = json.loads(error_file.read_text())
+    if (told := _told_error(folder)) is not None:
         kind = UserError if told["exit_code"] == UserError.exit_code else StepError
         raise kind(told["error"], told["where"], told["advice"])
     text = "\n".join(tail)
@@ -134,6 +135,14 @@ def run_child(
         tail[-1] if tail else "",
     )
     raise StepError(f"{what} failed (exit code {code}): {last.strip()}", str(log), "the log has the details")
+
+
+def _told_error(folder: Path) -> dict[str, Any] | None:
+    """What the child reported; None if nothing, or only half of it."""
+    try:
+        return json.loads((folder / ERROR_FILE).read_text())
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def launch_command(module: str, job: Path, accelerate_config: Path, processes: int) -> list[str]:
@@ -194,5 +203,5 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a JSON-lines file; a line that is still being written is left for later."""
     if not path.exists():
         return []
-    lines = path.read_text().split("\n")[:-1]
+    lines = path.read_bytes().split(b"\n")[:-1]
     return [json.loads(line) for line in lines if line]

@@ -34,7 +34,7 @@ class Damage:
 
     @property
     def measured(self) -> bool:
-        return isfinite(self.mean) and isfinite(self.low)
+        return isfinite(self.mean) and isfinite(self.low) and isfinite(self.bar)
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,13 @@ def decide(
         return Verdict("reject", reasons)
     value, low, high = accuracy
     text = f"reward accuracy {value:.1%} on {pairs} held-out pairs (95 % interval {low:.1%} to {high:.1%})"
-    if isfinite(low) and low > gate.min_reward_accuracy:
+    if all(map(isfinite, accuracy)) and low > gate.min_reward_accuracy:
         return Verdict(
             "promote", [f"{text}: above {gate.min_reward_accuracy:.0%}", "no damage measure exceeds its bar"]
         )
     if isfinite(high) and high < 0.5:
         return Verdict("reject", [f"{text}: below 50 %, the policy prefers the rejected answers"])
     more = f"; about {needed} held-out pairs would decide at this accuracy" if needed else ""
+    if high < gate.min_reward_accuracy:
+        return Verdict("inconclusive", [f"{text}: below {gate.min_reward_accuracy:.0%}, but not below 50 %"])
     return Verdict("inconclusive", [f"{text}: it includes {gate.min_reward_accuracy:.0%}{more}"])

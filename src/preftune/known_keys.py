@@ -132,8 +132,8 @@ def check_value(key: str, value: Any, where: str) -> Any:
                 hint = f"did you mean {close[0]}?" if close else f"one of: {', '.join(spec['choices'])}"
                 raise UserError(f"{name!r} is not known", where, hint)
     if isinstance(value, int | float) and not isinstance(value, bool):
-        if not math.isfinite(value):
-            raise UserError(f"{value} is not a finite number", where, f"TRL's default is {spec['default']}")
+        if abs(value) > 1e300 or not math.isfinite(value):  # an integer may be too large for a float
+            raise UserError("not a finite number, or one too large", where, f"TRL's default is {spec['default']}")
         low, inclusive, high = BOUNDS.get(key, (-math.inf, True, math.inf))
         if value < low or (value == low and not inclusive) or value > high:
             bound = f"at least {low:g}" if inclusive else f"above {low:g}"

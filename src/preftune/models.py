@@ -23,10 +23,10 @@ _BASE_MODELS: list[tuple[str, str, str]] = [
         "it is Meta's original format, which transformers does not load{base}",
     ),
     (r"meta-llama/Llama-2-(7|13|70)b-hf", r"meta-llama/Llama-2-\1b-chat-hf", "it is a base model"),
-    (r"meta-llama/(Meta-Llama-3|Llama-3\.\d)-(\d+B)", r"meta-llama/\1-\2-Instruct", "it is a base model"),
+    (r"meta-llama/(Meta-Llama-3(?:\.\d)?|Llama-3\.\d)-(\d+B)", r"meta-llama/\1-\2-Instruct", "it is a base model"),
     (r"HuggingFaceTB/SmolLM2-(135M|360M|1\.7B)", r"HuggingFaceTB/SmolLM2-\1-Instruct", "it is a base model"),
     (r"mistralai/Mistral-7B-v0\.(\d)", r"mistralai/Mistral-7B-Instruct-v0.\1", "it is a base model"),
-    (r"google/gemma-(\d+b)", r"google/gemma-\1-it", "it is a base model"),
+    (r"google/gemma-((?:\d-)?\d+b)", r"google/gemma-\1-it", "it is a base model"),
 ]
 
 _SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "tokenizer*")
@@ -92,7 +92,10 @@ def check_name(name: str, method: str = "dpo") -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        value = json.loads(path.read_text())
+        if not isinstance(value, dict):
+            raise UserError("not a JSON object", str(path), "the model's folder is damaged: copy it again")
+        return value
     except FileNotFoundError:
         return {}
     except (json.JSONDecodeError, UnicodeDecodeError) as e:
@@ -122,14 +125,15 @@ def _folder_digest(folder: Path, cache: Path) -> str:
     files = sorted({p for pattern in _DIGEST_FILES for p in folder.glob(pattern)})
     try:
         known = json.loads(cache.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, ValueError):
         known = {}
+    known = known if isinstance(known, dict) else {}
     now = {}
     for path in files:
         stat = path.stat()
         state = [stat.st_size, stat.st_mtime_ns]
         old = known.get(str(path))
-        now[str(path)] = old if old and old[:2] == state else [*state, file_sha256(path)]
+        now[str(path)] = old if isinstance(old, list) and old[:2] == state else [*state, file_sha256(path)]
     if now != known:
         cache.parent.mkdir(parents=True, exist_ok=True)
         cache.write_text(json.dumps({**known, **now}))

@@ -45,6 +45,7 @@ REASONS = {
     "identical": "chosen and rejected are the same text",
     "tie": "both answers have the same score",
     "control_tokens": "a text contains a chat template's control tokens",
+    "broken_text": "a text holds half a character (it was cut inside an emoji)",
     "duplicate": "the same pair stands earlier in this source",
     "contradiction": "the same two answers stand in this source the other way round",
 }
@@ -84,12 +85,21 @@ class Drop(Exception):
         super().__init__(reason)
 
 
+def _encodable(text: str) -> None:
+    """JSON can hold half an emoji, UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise Drop("broken_text") from None
+
+
 def _message(value: Any) -> Message:
     if not isinstance(value, Mapping):
         raise Drop("wrong_type")
     role, content = value.get("role", value.get("from")), value.get("content", value.get("value"))
     if not isinstance(content, str):
         raise Drop("wrong_type")
+    _encodable(content)
     if not isinstance(role, str) or role.lower() not in ROLES:
         raise Drop("unknown_role")
     return {"role": ROLES[role.lower()], "content": content}
@@ -109,6 +119,7 @@ def _transcript(text: str) -> list[Message]:
 def _messages(value: Any, role: str) -> list[Message]:
     """A text, one message, a list of messages or a transcript → messages; plain text gets `role`."""
     if isinstance(value, str):
+        _encodable(value)
         is_transcript = value.startswith("\n\nHuman:") or (value.startswith("Human:") and "\n\nAssistant:" in value)
         if is_transcript:
             return _transcript("\n\n" + value.lstrip("\n"))
@@ -133,7 +144,7 @@ def _first(row: Mapping[str, Any], names: tuple[str, ...]) -> Any:
 def _score(row: Mapping[str, Any], side: str) -> float | None:
     for name in (f"score_{side}", f"{side}_score", f"{side}-rating", f"{side}_rating"):
         value = row.get(name)
-        if isinstance(value, int | float) and not isinstance(value, bool) and value == value:
+        if isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300:
             return float(value)
     return None
 
@@ -157,7 +168,10 @@ def _split_prompt(
     if not full:
         if _has_no_value(prompt):
             raise Drop("empty_prompt")
-        return _messages(prompt, "user"), chosen, rejected
+        asked = _messages(prompt, "user")
+        if isinstance(prompt, str) and asked and asked[-1] == {"role": "assistant", "content": ""}:
+            asked.pop()  # a transcript that ends where the assistant is to write
+        return asked, chosen, rejected
     # Both sides carry the conversation. A separate `prompt` beside them only repeats it: as text it
     # lacks the turns, as a list it would be trained on twice.
     if chosen == rejected:
@@ -186,8 +200,15 @@ def to_pair(row: Any, source: str, row_id: str) -> Pair:
     if any(_has_no_value(row.get(side)) for side in ("chosen", "rejected")):
         raise Drop("missing_answer")
     chosen, rejected = _messages(row["chosen"], "assistant"), _messages(row["rejected"], "assistant")
-    prompt, chosen, rejected = _split_prompt(_first(row, PROMPT_COLUMNS), chosen, rejected)
+    asked = _first(row, PROMPT_COLUMNS)
+    if asked is not None and asked is row.get("instruction"):  # Alpaca: what to do, and what with
+        more = row.get("input")
+        if isinstance(asked, str) and isinstance(more, str) and more.strip():
+            asked = f"{asked}\n{more}"
+    prompt, chosen, rejected = _split_prompt(asked, chosen, rejected)
     system = _first(row, SYSTEM_COLUMNS)
+    if isinstance(system, str):
+        _encodable(system)
     if isinstance(system, str) and system.strip() and (not prompt or prompt[0]["role"] != "system"):
         prompt = [{"role": "system", "content": system}, *prompt]
     _check(prompt, chosen, rejected)
@@ -210,7 +231,7 @@ def _check(prompt: list[Message], chosen: list[Message], rejected: list[Message]
     for answer in (chosen, rejected):
         if answer and answer[0]["role"] == "user":
             raise Drop("prompts_differ")
-        if not answer or answer[-1]["role"] != "assistant" or any(m["role"] == "system" for m in answer):
+        if not answer or answer[-1]["role"] != "assistant" or any(m["role"] != "assistant" for m in answer):
             raise Drop("last_turn_not_assistant")
         if not answer[-1]["content"].strip() or not answer[0]["content"].strip():
             raise Drop("empty_answer")

@@ -45,7 +45,8 @@ def count_tokens(pairs: list[Pair], model: StartingModel, folder: Path) -> list[
     from tokenizers import Tokenizer
 
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    special = json.loads((folder / "tokenizer_config.json").read_text())
+    settings = folder / "tokenizer_config.json"
+    special = json.loads(settings.read_text()) if settings.exists() else {}
     names = {k: special.get(k) for k in ("bos_token", "eos_token", "pad_token", "unk_token")}
     tokens = {k: v["content"] if isinstance(v, dict) else v or "" for k, v in names.items()}
     environment.globals["strftime_now"] = lambda _: ""
@@ -56,7 +57,7 @@ def count_tokens(pairs: list[Pair], model: StartingModel, folder: Path) -> list[
             for p in pairs
             for answer in (p.chosen, p.rejected)
         ]
-    except TemplateError:
+    except (TemplateError, ArithmeticError, TypeError, ValueError, LookupError):  # an estimate is not worth an error
         return None
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     lengths = [len(e.ids) for e in tokenizer.encode_batch(texts, add_special_tokens=False)]
@@ -98,7 +99,10 @@ def make_plan(
         if (tokens := count_tokens(pairs, model, folder)) is not None:
             limit = int(training_value(recipe, "max_length") or 10**6)
             used = sum(min(t, limit) for both in tokens for t in both)
-            plan["tokens"] = round(used * count * batch / len(pairs))
+            seen = float(count * batch)
+            if int(training_value(recipe, "max_steps")) <= 0:  # an epoch's last batch is smaller
+                seen = min(seen, float(training_value(recipe, "num_train_epochs")) * len(pairs))
+            plan["tokens"] = round(used * seen / len(pairs))
             plan["pairs_cut"] = sum(max(both) > limit for both in tokens)
             if plan["device"] == "cpu" and model.name.endswith("135M-Instruct"):
                 plan["training_minutes"] = round(plan["tokens"] * CPU_SECONDS_PER_TOKEN / 60, 1)

@@ -5,9 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from preftune.errors import UserError
+from preftune.strict_yaml import dump_yaml
 
 MARKER = "preftune.json"
 
@@ -32,7 +31,7 @@ def _is_current(target: Path, key: str) -> bool:
         return marker["key"] == key and all(
             (target / name).stat().st_size == size for name, size in marker["files"].items()
         )
-    except (FileNotFoundError, json.JSONDecodeError, KeyError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return False
 
 
@@ -60,7 +59,7 @@ def publish(target: Path, key: str, model: Path, runs: Path, verdict: Path, reci
         shutil.copytree(runs, scratch / "runs")
     for name in ("verdict.json", "report.html"):
         shutil.copy2(verdict / name, scratch / name)
-    (scratch / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
+    (scratch / "recipe.yaml").write_text(dump_yaml(recipe))
     files = {str(p.relative_to(scratch)): p.stat().st_size for p in scratch.rglob("*") if p.is_file()}
     (scratch / MARKER).write_text(json.dumps({"key": key, "files": files}, indent=1))
     old = target.with_name(f".{target.name}.old")

@@ -4,6 +4,7 @@ Flat keys carry TRL's own names (alignment-handbook style); a key nobody knows i
 closest one; a key of an older TRL is translated with a notice or refused with the reason.
 """
 
+import copy
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -71,19 +72,21 @@ def _set(tree: dict[str, Any], dotted: str, value: Any) -> None:
     node: Any = tree
     for part in path:
         if isinstance(node, list):
-            if not part.isdigit() or int(part) >= len(node):
-                raise UserError(f"no entry {part} in the list (it has {len(node)})", dotted, "count from 0")
-            node = node[int(part)]
+            node = node[_index(node, part, dotted)]
+            if not isinstance(node, dict | list):
+                raise UserError(f"entry {part} of the list holds no keys", dotted, "name the entry itself")
         else:
             if not isinstance(node.get(part), dict | list):
                 node[part] = {}
             node = node[part]
-    if isinstance(node, list):
-        if not last.isdigit() or int(last) >= len(node):
-            raise UserError(f"no entry {last} in the list (it has {len(node)})", dotted, "count from 0")
-        node[int(last)] = value
-    else:
-        node[last] = value
+    key: Any = _index(node, last, dotted) if isinstance(node, list) else last
+    node[key] = copy.deepcopy(value)
+
+
+def _index(node: list[Any], part: str, dotted: str) -> int:
+    if not (part.isascii() and part.isdigit()) or int(part) >= len(node):
+        raise UserError(f"no entry {part} in the list (it has {len(node)})", dotted, "count from 0")
+    return int(part)
 
 
 def _translate(flat: dict[str, Any], where: str) -> list[str]:
@@ -106,7 +109,12 @@ def _translate(flat: dict[str, Any], where: str) -> list[str]:
     if mixer is not None:
         if not isinstance(mixer, dict) or not mixer:
             raise UserError("dataset_mixer must map dataset ids to weights", where, "see docs/recipes.md")
+        if "dataset_mixture" in flat:
+            raise UserError("dataset_mixer and dataset_mixture both name data", where, "keep dataset_mixture")
         splits = flat.pop("dataset_splits", None) or ["train"]
+        splits = [splits] if isinstance(splits, str) else splits
+        if not isinstance(splits, list) or not all(isinstance(s, str) for s in splits):
+            raise UserError("dataset_splits must be a list of names", where, "see docs/recipes.md")
         train = [s for s in splits if "train" in s] or splits[:1]
         test = [s for s in splits if "test" in s]
         flat.setdefault(
@@ -128,9 +136,9 @@ def _mixture(flat: dict[str, Any], where: str) -> dict[str, Any]:
     shortcut = {k: flat.pop(k) for k in DATASET_SHORTCUT if k in flat}
     mixture = flat.pop("dataset_mixture", None)
     others = mixture if isinstance(mixture, dict) else {}
-    if mixture is not None and (not shortcut.get("dataset_name") or "datasets" in others):
-        if shortcut.get("dataset_name"):
-            raise UserError("dataset_name and dataset_mixture both name data", where, "keep one of them")
+    if mixture is not None and ("datasets" in others or not shortcut or not others):
+        if shortcut:
+            raise UserError(f"{next(iter(shortcut))} and dataset_mixture both name data", where, "keep one of them")
         return mixture
     if not shortcut.get("dataset_name"):
         raise UserError("the recipe names no data", where, "write dataset_name: a file, folder or hub dataset id")
@@ -243,8 +251,12 @@ def resolve(data: dict[str, Any], path: Path) -> Recipe:
         raise UserError(f"{output_dir!r} is not a path", f"{where}: output_dir", "write data/my-first-dpo")
     training = {k: check_value(k, flat.pop(k), where) for k in list(flat) if k in keys["training"]}
     training = {**HOUSE_TRAINING, **training}
+    if training["save_total_limit"] == 1:
+        training["save_total_limit"] = 2
+        notices.append("save_total_limit is 2: with one checkpoint a torn one would be the only one")
     report_to = training["report_to"]
-    if report_to in ("all", "mlflow") or (isinstance(report_to, list) and {"all", "mlflow"} & set(report_to)):
+    named = report_to if isinstance(report_to, list) else [report_to]
+    if "all" in named or "mlflow" in named:
         raise UserError(
             "preftune logs to MLflow itself (transformers' own callback loses runs)",
             f"{where}: report_to",

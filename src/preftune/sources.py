@@ -77,6 +77,8 @@ def find_source(entry: DatasetEntry, workspace: Workspace) -> Source:
     path = workspace.resolve(entry.id)
     if path.is_dir() and entry.data_dir:
         path = path / entry.data_dir
+        if not path.is_dir():
+            raise UserError("there is no such data_dir", f"{entry.id}: {entry.data_dir}", "correct data_dir")
     if path.is_file():
         if path.suffix not in SUFFIXES:
             raise UserError(
@@ -173,8 +175,9 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
                 continue
             try:
                 yield f"{path.name}:{number}", json.loads(line)
-            except json.JSONDecodeError as e:
-                raise UserError(f"not JSON: {e.msg}", f"{path.name}, line {number}", "one JSON object a line") from None
+            except (ValueError, RecursionError) as e:  # not JSON, numbers or nesting without end
+                what = getattr(e, "msg", str(e))
+                raise UserError(f"not JSON: {what}", f"{path.name}, line {number}", "one JSON object a line") from None
 
 
 def _json_array(path: Path) -> Iterator[tuple[str, Any]]:
@@ -185,6 +188,12 @@ def _json_array(path: Path) -> Iterator[tuple[str, Any]]:
             yield from _json_lines(path)
             return
         raise UserError(f"not JSON: {e.msg}", f"{path.name}, line {e.lineno}", "write a list of objects") from None
+    except UnicodeDecodeError:
+        raise
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"not JSON: {e}", path.name, "write a list of objects") from None
+    if isinstance(rows, dict) and "chosen" in rows:  # a single pair
+        rows = [rows]
     if isinstance(rows, dict):
         rows = next((v for v in rows.values() if isinstance(v, list)), [rows])
     if not isinstance(rows, list):
@@ -193,11 +202,22 @@ def _json_array(path: Path) -> Iterator[tuple[str, Any]]:
         yield f"{path.name}[{number}]", row
 
 
+def _csv(path: Path) -> Any:
+    """Texts stay texts (`4`, `None` and `NA` are answers); columns of scores become numbers."""
+    import pandas as pd
+
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    for name in frame.columns:
+        if "score" in str(name) or "rating" in str(name):
+            frame[name] = pd.to_numeric(frame[name], errors="coerce")
+    return frame
+
+
 def _table(path: Path) -> Iterator[tuple[str, Any]]:
     import pandas as pd
 
     try:
-        frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+        frame = pd.read_parquet(path) if path.suffix == ".parquet" else _csv(path)
     except Exception as e:  # pandas raises a dozen kinds for a broken file
         raise UserError(f"cannot be read: {str(e).splitlines()[0]}", path.name, "check the file") from None
     for number, row in enumerate(frame.to_dict("records")):
@@ -224,13 +244,16 @@ def read_rows(source: Source, split: str) -> Iterator[tuple[str, Any]]:
         rows = (r for path in source.splits[split] for r in _file_rows(path))
     else:
         rows = _library_rows(source, split)
+    # the held-out split may have been read under another name (pick_split)
+    held_out = entry.test_split is not None and pick_split(source, entry.test_split, False)[0] == split
     names = entry.columns if isinstance(entry.columns, dict) else {}
     keep = set(entry.columns) if isinstance(entry.columns, list) else None
     for number, (row_id, row) in enumerate(rows):
-        if entry.max_rows is not None and number >= entry.max_rows and split != entry.test_split:
+        if entry.max_rows is not None and number >= entry.max_rows and not held_out:
             return
         if isinstance(row, dict):
-            if number == 0 and (missing := sorted(set(names.values()) - set(row))):
+            needed = {names[side] for side in ("chosen", "rejected") if side in names}
+            if number == 0 and (missing := sorted(needed - set(row))):
                 raise UserError(
                     f"columns names {missing[0]!r}, which is not there (it has: {', '.join(map(str, row))})",
                     f"{entry.id}: columns",

@@ -45,7 +45,7 @@ def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tu
     if len(data) < 2 or np.ptp(data) == 0:
         return float(data.mean()), float(data.mean())
     for method in ("BCa", "percentile"):
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore", stats.DegenerateDataWarning)
             found = stats.bootstrap(
                 (data,),

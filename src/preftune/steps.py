@@ -391,7 +391,7 @@ def make_verdict(
             name=recipe.name,
             verdict=found,
             curves=read_json_lines(places["train"] / "metrics.jsonl"),
-            margins=[row["margin"] for row in read_json_lines(folder / "comparison.jsonl")],
+            margins=[m for row in read_json_lines(folder / "comparison.jsonl") if (m := row["margin"]) is not None],
             answers=list(zip(*answers, strict=True)),
             sources=[s.info for s in results["source"]],
             mixture=results["mixture"].info,

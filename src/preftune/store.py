@@ -47,7 +47,7 @@ def _intact(folder: Path, files: dict[str, dict[str, Any]]) -> bool:
     for name, expected in files.items():
         try:
             stat = (folder / name).stat()
-        except FileNotFoundError:
+        except OSError:
             return False
         if stat.st_size != expected["size"]:
             return False
@@ -62,11 +62,11 @@ def find(workspace: Workspace, step: str, key: str) -> StepResult | None:
     folder = workspace.store / step / key
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+        if not _intact(folder, manifest["files"]):
+            return None
+        return StepResult(step=step, key=key, digest=manifest["digest"], info=manifest["info"])
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # gone, torn, or not a manifest of ours
         return None
-    if not _intact(folder, manifest["files"]):
-        return None
-    return StepResult(step=step, key=key, digest=manifest["digest"], info=manifest["info"])
 
 
 @contextmanager
@@ -88,6 +88,7 @@ def _locked(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
 
 def _write_manifest(folder: Path, info: dict[str, Any], volatile: tuple[str, ...]) -> str:
     files = {}
+    (folder / MANIFEST).unlink(missing_ok=True)  # of a try that was killed before the rename
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         stat = path.stat()
         files[str(path.relative_to(folder))] = {

@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -90,16 +91,19 @@ def read_tracked(marker: Path, workspace: Workspace) -> dict[str, str] | None:
     """The runs noted for this result, if they were sent to the tracking address in force and are still there."""
     try:
         runs = json.loads(marker.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, ValueError):
         return None
-    if runs["uri"] != workspace.mlflow_uri:
+    if not isinstance(runs, dict) or runs.get("uri") != workspace.mlflow_uri:
         return None
     if workspace.mlflow_uri.startswith("sqlite:///"):
         database = Path(workspace.mlflow_uri.removeprefix("sqlite:///"))
         if not database.exists():
             return None
-        with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
-            query = "select count(*) from runs where run_uuid in (?, ?) and lifecycle_stage = 'active'"
-            if connection.execute(query, (runs["sft"], runs["policy"])).fetchone()[0] != 2:
-                return None
+        query = "select count(*) from runs where run_uuid in (?, ?) and lifecycle_stage = 'active'"
+        try:
+            with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as connection:
+                if connection.execute(query, (runs["sft"], runs["policy"])).fetchone()[0] != 2:
+                    return None
+        except sqlite3.Error:  # empty, or no database
+            return None
     return runs

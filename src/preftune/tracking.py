@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import yaml
-
 from preftune.children import read_json_lines
 from preftune.errors import StepError
 from preftune.schema import Recipe
+from preftune.strict_yaml import dump_yaml
 from preftune.workspace import Workspace
 
 KEY_TAG = "preftune.key"
@@ -261,7 +260,7 @@ def record_both(
     artifacts += [(place["verdict"] / "comparison.jsonl", "evaluation"), (place["mixture"] / "mixture.json", "data")]
     with tempfile.TemporaryDirectory() as scratch:
         resolved = Path(scratch) / "recipe.yaml"
-        resolved.write_text(yaml.safe_dump(recipe.resolved(), sort_keys=False, allow_unicode=True))
+        resolved.write_text(dump_yaml(recipe.resolved()))
         artifacts.append((resolved, ""))
         for i, source in enumerate(results["source"]):
             for name in ("report.json", "quarantine.jsonl"):

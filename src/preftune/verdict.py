@@ -194,7 +194,7 @@ def compare(sft: Path, policy: Path, training: dict[str, Any], beta: float, gate
         damages=found_damages,
         accuracy=accuracy,
         pairs=len(pairs),
-        needed=pairs_needed(accuracy[0]) if math.isfinite(accuracy[0]) else None,
+        needed=pairs_needed(accuracy[0], gate.min_reward_accuracy) if math.isfinite(accuracy[0]) else None,
         gate=gate,
     )
     result = {
@@ -219,7 +219,7 @@ def compare(sft: Path, policy: Path, training: dict[str, Any], beta: float, gate
                 "reward_chosen": chosen,
                 "reward_rejected": rejected,
             }
-            f.write(json.dumps({**row, "margin": chosen - rejected}) + "\n")
+            f.write(json.dumps(_finite({**row, "margin": chosen - rejected})) + "\n")
     return result
 
 

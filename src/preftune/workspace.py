@@ -93,7 +93,11 @@ def output_folder(workspace: Workspace, output_dir: str) -> Path:
     Raises:
         UserError: If it leaves the project, is a file, or cannot be written.
     """
-    path = workspace.resolve(output_dir)
+    try:
+        path = workspace.resolve(output_dir)
+        path.exists()
+    except (OSError, ValueError, RuntimeError) as e:  # a name too long, a NUL, an unknown ~user
+        raise UserError(f"output_dir {output_dir!r} is no path: {e}", "output_dir", "choose another folder") from None
     if not path.is_relative_to(workspace.project) or path == workspace.project:
         raise UserError(
             f"output_dir {output_dir!r} leaves the project ({workspace.project})",
@@ -107,8 +111,10 @@ def output_folder(workspace: Workspace, output_dir: str) -> Path:
                 "output_dir",
                 "choose a folder under data/, for example data/my-first-dpo",
             )
-    if path.is_relative_to(workspace.home):
-        raise UserError("output_dir lies in the workspace", "output_dir", "choose a folder under data/")
+    if path.is_relative_to(workspace.home) or workspace.home.is_relative_to(path):
+        raise UserError(
+            "output_dir lies in the workspace, or the workspace in it", "output_dir", "choose a folder under data/"
+        )
     existing = next(p for p in (path, *path.parents) if p.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(

@@ -33,6 +33,7 @@ class Site:
         self.folder = folder
         self.api = f"http://127.0.0.1:{port}/api"
         self.env = child_env(
+            PWD=str(folder),  # a shell sets it; prefect.yaml uses it
             PREFECT_HOME=str(folder / "prefect-home"),
             PREFECT_API_URL=self.api,
             PREFECT_SERVER_ANALYTICS_ENABLED="false",
@@ -52,11 +53,11 @@ class Site:
             return False
 
     def background(self, *arguments: str) -> None:
-        log = (self.folder / f"{arguments[0]}.log").open("wb")
         command = [sys.executable, "-m", "prefect", *arguments]
-        process = subprocess.Popen(
-            command, cwd=self.folder, env=self.env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
+        with (self.folder / f"{arguments[0]}.log").open("wb") as log:
+            process = subprocess.Popen(
+                command, cwd=self.folder, env=self.env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
         self.processes.append(process)
 
     def prefect(self, *arguments: str) -> str:

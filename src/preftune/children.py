@@ -39,6 +39,16 @@ def report_error(folder: Path, error: PreftuneError) -> None:
     (folder / ERROR_FILE).write_text(json.dumps({**error.as_json(), "exit_code": error.exit_code}))
 
 
+def child_main(work: Callable[[dict[str, Any]], None]) -> None:
+    """A child's entry: reads the job file named on the command line, works, and reports how it failed."""
+    job = json.loads(Path(sys.argv[1]).read_text())
+    try:
+        work(job)
+    except PreftuneError as e:
+        report_error(Path(job["folder"]), e)
+        sys.exit(1)
+
+
 def _signal_name(text: str, code: int) -> str:
     """'SIGKILL' if the child, or what the launcher started, was ended by a signal."""
     if code < 0:

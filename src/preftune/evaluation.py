@@ -10,14 +10,13 @@ die_with_parent()
 
 import json
 import math
-import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from preftune.children import report_error, tell
-from preftune.errors import PreftuneError, UserError
+from preftune.children import child_main, tell
+from preftune.errors import UserError
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -207,15 +206,5 @@ def evaluate(job: dict[str, Any]) -> None:
     (folder / "timing.json").write_text(json.dumps({k: round(v, 1) for k, v in timing.items()}))
 
 
-def main() -> None:
-    """The child's entry: reads the job file, measures, and leaves an error.json if it failed."""
-    job = json.loads(Path(sys.argv[1]).read_text())
-    try:
-        evaluate(job)
-    except PreftuneError as e:
-        report_error(Path(job["folder"]), e)
-        sys.exit(1)
-
-
 if __name__ == "__main__":
-    main()
+    child_main(evaluate)

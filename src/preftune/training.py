@@ -11,14 +11,13 @@ die_with_parent()
 import json
 import os
 import shutil
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from preftune import checkpoints
-from preftune.children import read_json_lines, report_error, tell
-from preftune.errors import PreftuneError, StepError, UserError
+from preftune.children import child_main, read_json_lines, tell
+from preftune.errors import StepError, UserError
 
 
 def trainer_arguments(training: dict[str, Any], output_dir: Path, has_cuda: bool) -> dict[str, Any]:
@@ -194,15 +193,5 @@ def _finish(folder: Path, trainer: Any, tokenizer: Any, pairs: int, seconds: flo
     (folder / "timing.json").write_text(json.dumps({"seconds": round(seconds, 1)}))
 
 
-def main() -> None:
-    """The child's entry: reads the job file, trains, and leaves an error.json if it failed."""
-    job = json.loads(Path(sys.argv[1]).read_text())
-    try:
-        train(job)
-    except PreftuneError as e:
-        report_error(Path(job["folder"]), e)
-        sys.exit(1)
-
-
 if __name__ == "__main__":
-    main()
+    child_main(train)

@@ -40,16 +40,14 @@ def init(name: str, /) -> int:
 @app.command(help=f"Check recipe, data and model, and tell what a run would do. Trains nothing. {OVERRIDES_HELP}")
 def check(recipe: Path, /, *overrides: Overrides, as_json: Json = False) -> int:
     from flows.output import print_json, show_plan
-    from preftune import steps, summary
+    from preftune import keys, steps, summary
     from preftune.plan import make_plan
     from preftune.preflight import preflight
 
     workspace = find_workspace()
     loaded, model, found = preflight(recipe, parse_overrides(list(overrides)), workspace)
-    sources = [
-        steps.make_source(workspace, steps.source_key(s, loaded.validation), s, loaded.validation) for s in found
-    ]
-    mixture = steps.make_mixture(workspace, steps.mixture_key(sources, loaded.mixture), sources, loaded.mixture)
+    sources = [steps.make_source(workspace, keys.source_key(s, loaded.validation), s, loaded.validation) for s in found]
+    mixture = steps.make_mixture(workspace, keys.mixture_key(sources, loaded.mixture), sources, loaded.mixture)
     plan = make_plan(loaded, workspace, model, sources, mixture)
     warnings = [*loaded.notices, *summary.data_notices(sources, mixture)]
     if as_json:

@@ -14,7 +14,8 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.runtime import flow_run
 from pydantic import Field
 
-from preftune import steps, store, summary, tracking
+from preftune import keys, store, summary, tracking
+from preftune.digest import json_digest
 from preftune.models import embedded_folder, find_model
 from preftune.publish import check_replaceable, git_revision
 from preftune.schema import EMBEDDED_MODEL, Recipe
@@ -84,35 +85,35 @@ def _run(workspace: Workspace, recipe: Recipe, target: Path, started: float) -> 
     model = find_model(recipe, workspace)
     results: dict[str, Any] = {"source": []}
     for source in [find_source(e, workspace) for e in recipe.mixture.datasets]:
-        key = steps.source_key(source, recipe.validation)
+        key = keys.source_key(source, recipe.validation)
         results["source"].append(run.run(check_dataset, key, source=source, validation=recipe.validation))
     sources = results["source"]
-    key = steps.mixture_key(sources, recipe.mixture)
+    key = keys.mixture_key(sources, recipe.mixture)
     mixture = run.run(sample_mixture, key, sources=sources, mixture=recipe.mixture)
     for notice in summary.data_notices(sources, mixture):
         get_run_logger().warning(notice)
 
     shared = {"recipe": recipe, "model": model, "mixture": mixture}
-    baseline = run.run(evaluate_baseline, steps.baseline_key(recipe, model, mixture), **shared)
+    baseline = run.run(evaluate_baseline, keys.baseline_key(recipe, model, mixture), **shared)
     for notice in baseline.info["notices"]:
         get_run_logger().warning(notice)
-    key = steps.train_key(recipe, workspace, model, mixture)
-    identity = steps.run_identity(recipe, baseline.key, key)
+    key = keys.train_key(recipe, workspace, model, mixture)
+    identity = keys.run_identity(recipe, baseline.key, key)
     train = run.run(train_policy, key, **shared, identity=identity)
-    policy = run.run(evaluate_policy, steps.policy_key(recipe, model, mixture, train), **shared, train=train)
+    policy = run.run(evaluate_policy, keys.policy_key(recipe, model, mixture, train), **shared, train=train)
     results |= {"mixture": mixture, "baseline": baseline, "train": train, "policy": policy}
 
     links = _links(workspace)
     verdict = run.run(
         reach_verdict,
-        steps.verdict_key(recipe, baseline, train, policy),
+        keys.verdict_key(recipe, baseline, train, policy),
         recipe=recipe,
         results=results,
         done={**run.done, "verdict": "run"},
         lineage=summary.lineage(recipe, model, results, links),
     )
     results["verdict"] = verdict
-    tracked = steps.json_digest([identity, verdict.key, recipe.experiment, recipe.tracking.tags])
+    tracked = json_digest([identity, verdict.key, recipe.experiment, recipe.tracking.tags])
     marker = workspace.home / "tracked" / tracked
     runs = summary.read_tracked(marker, workspace)
     if runs is None:

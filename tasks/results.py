@@ -6,6 +6,7 @@ from typing import Any
 from prefect import task
 
 from preftune import steps, tracking
+from preftune.digest import json_digest
 from preftune.publish import publish
 from preftune.schema import Recipe
 from preftune.store import StepResult
@@ -40,5 +41,5 @@ def publish_result(workspace: Workspace, recipe: Recipe, target: Path, results: 
     """Fills the recipe's output folder."""
     train, verdict = results["train"].folder(workspace), results["verdict"].folder(workspace)
     resolved = recipe.resolved()
-    key = f"{results['train'].key}-{results['verdict'].key}-{steps.json_digest(resolved)}"
+    key = f"{results['train'].key}-{results['verdict'].key}-{json_digest(resolved)}"
     return publish(target, key, train / "model", train / "runs", verdict, resolved)

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from preftune import accelerate_configs, steps, store
+from preftune import accelerate_configs, keys, store
 from preftune.models import StartingModel
 from preftune.pairs import Pair
 from preftune.plan import count_tokens, make_plan, step_count, training_value
@@ -199,10 +199,10 @@ def test_what_would_be_reused(workspace: Workspace, model: StartingModel) -> Non
         return {s for s, yes in make_plan(with_recipe, workspace, model, [], mixture)["reused"].items() if yes}
 
     assert reused(first) == {"source", "mixture"}
-    store.make(workspace, "baseline", steps.baseline_key(first, model, mixture), lambda _: {})
+    store.make(workspace, "baseline", keys.baseline_key(first, model, mixture), lambda _: {})
     assert reused(first) == {"source", "mixture", "baseline"}
-    train = store.make(workspace, "train", steps.train_key(first, workspace, model, mixture), lambda _: {})
-    store.make(workspace, "policy", steps.policy_key(first, model, mixture, train), lambda _: {})
+    train = store.make(workspace, "train", keys.train_key(first, workspace, model, mixture), lambda _: {})
+    store.make(workspace, "policy", keys.policy_key(first, model, mixture, train), lambda _: {})
     assert reused(first) == {"source", "mixture", "baseline", "train", "policy"}
     assert reused(recipe(beta=0.2)) == {"source", "mixture", "baseline"}
     assert reused(recipe(beta=0.1, output_dir="data/other")) == {"source", "mixture", "baseline", "train", "policy"}

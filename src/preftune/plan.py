@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from preftune import accelerate_configs, steps, store
+from preftune import accelerate_configs, keys, store
 from preftune.known_keys import snapshot
 from preftune.mixture import load_pairs
 from preftune.models import StartingModel
@@ -106,13 +106,13 @@ def make_plan(
             plan["pairs_cut"] = sum(max(both) > limit for both in tokens)
             if plan["device"] == "cpu" and model.name.endswith("135M-Instruct"):
                 plan["training_minutes"] = round(plan["tokens"] * CPU_SECONDS_PER_TOKEN / 60, 1)
-    keys = {
-        "baseline": steps.baseline_key(recipe, model, mixture),
-        "train": steps.train_key(recipe, workspace, model, mixture),
+    wanted = {
+        "baseline": keys.baseline_key(recipe, model, mixture),
+        "train": keys.train_key(recipe, workspace, model, mixture),
     }
-    found = {step: store.find(workspace, step, key) for step, key in keys.items()}
+    found = {step: store.find(workspace, step, key) for step, key in wanted.items()}
     plan["reused"] |= {step: result is not None for step, result in found.items()}
     if (train := found["train"]) is not None:
-        key = steps.policy_key(recipe, model, mixture, train)
+        key = keys.policy_key(recipe, model, mixture, train)
         plan["reused"]["policy"] = store.find(workspace, "policy", key) is not None
     return plan

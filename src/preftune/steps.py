@@ -1,6 +1,5 @@
-"""The pipeline's steps as plain functions: what each depends on (its key) and how it is made.
-
-`tasks/` wraps each in a Prefect task; `preftune check` asks for the keys alone.
+"""The pipeline's steps as plain functions. What each depends on is told by `keys.py`; `tasks/` wraps each in a
+Prefect task.
 """
 
 import json
@@ -10,11 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from preftune import accelerate_configs, store
+from preftune import accelerate_configs, keys, store
 from preftune.checks import check_source
 from preftune.children import launch_command, read_json_lines, run_child
-from preftune.digest import code_version, file_sha256, json_digest, library_versions
-from preftune.known_keys import snapshot
+from preftune.digest import file_sha256
 from preftune.mixture import build_mixture
 from preftune.models import StartingModel
 from preftune.schema import Mixture, Recipe, Validation
@@ -24,66 +22,14 @@ from preftune.workspace import Workspace
 
 Tell = Callable[[str], None]
 
-# Keys of DPOConfig that change where and how much is written, not what is learned.
-_NOT_LEARNED = {
-    "run_name",
-    "report_to",
-    "project",
-    "disable_tqdm",
-    "log_level",
-    "log_level_replica",
-    "save_total_limit",
-    "push_to_hub",
-    "hub_model_id",
-    "hub_private_repo",
-    "hub_revision",
-    "hub_strategy",
-    "dataset_num_proc",
-}
-_VERDICT_CODE = ("verdict", "gate", "statistics")
-_EVALUATION_CODE = ("evaluation", "scoring", "tokens", "lm_eval_pairs")
-
 
 def _quiet(_: str) -> None:
     pass
 
 
-# --- source -----------------------------------------------------------------------------------------------
-
-
-def source_key(source: Source, validation: Validation) -> str:
-    """Key of a checked dataset: its bytes, how they are read, the checks."""
-    entry = source.entry.model_dump(exclude={"weight", "id"})
-    return json_digest(
-        {
-            "id": source.entry.id,
-            "digest": source.digest,
-            "entry": entry,
-            "validation": validation.model_dump(),
-            "code": code_version("sources", "pairs", "checks"),
-        }
-    )
-
-
 def make_source(workspace: Workspace, key: str, source: Source, validation: Validation) -> StepResult:
     """Converts and checks one dataset; see `checks.check_source`."""
     return store.make(workspace, "source", key, lambda folder: check_source(source, validation, folder))
-
-
-# --- mixture ----------------------------------------------------------------------------------------------
-
-
-def mixture_key(sources: list[StepResult], mixture: Mixture) -> str:
-    """Key of a mixture: the checked pairs, weights, seed, split."""
-    entries = [{"id": e.id, "weight": e.weight, "held_out": bool(e.test_split)} for e in mixture.datasets]
-    return json_digest(
-        {
-            "sources": [s.digest for s in sources],
-            "entries": entries,
-            "mixture": mixture.model_dump(exclude={"datasets"}),
-            "code": code_version("mixture", "pairs"),
-        }
-    )
 
 
 def make_mixture(workspace: Workspace, key: str, sources: list[StepResult], mixture: Mixture) -> StepResult:
@@ -101,18 +47,10 @@ def make_mixture(workspace: Workspace, key: str, sources: list[StepResult], mixt
     return store.make(workspace, "mixture", key, build)
 
 
-# --- children ---------------------------------------------------------------------------------------------
-
-
-def threads() -> int:
-    """CPU threads of a child: part of what a CPU result depends on, so pinned for its whole life."""
-    return int(os.environ.get("PREFTUNE_THREADS") or os.cpu_count() or 1)
-
-
 def _child_env() -> dict[str, str]:
     return {
         **os.environ,
-        "OMP_NUM_THREADS": str(threads()),
+        "OMP_NUM_THREADS": str(keys.threads()),
         "TOKENIZERS_PARALLELISM": "false",
         "DO_NOT_TRACK": "true",
         "PYTHONUNBUFFERED": "1",
@@ -142,30 +80,7 @@ def _model_job(model: StartingModel, recipe: Recipe) -> dict[str, Any]:
         "model_path": model.path,
         "revision": model.revision,
         "chat_template": recipe.chat_template,
-        "threads": threads(),
-    }
-
-
-def _max_length(recipe: Recipe) -> int:
-    """As in training; null means no limit."""
-    return recipe.training.get("max_length", snapshot()["training"]["max_length"]["default"]) or 10**6
-
-
-def _truncation(recipe: Recipe) -> str:
-    return recipe.training.get("truncation_mode", "keep_start")
-
-
-def _evaluation_key(recipe: Recipe, model: StartingModel, mixture: StepResult) -> dict[str, Any]:
-    return {
-        "model": model.digest,
-        "pairs": mixture.info["test_sha256"],
-        "evaluation": recipe.evaluation.model_dump(exclude={"preset", "training_pairs"}),
-        "truncation": _truncation(recipe),
-        "device": accelerate_configs.device(),
-        "max_length": _max_length(recipe),
-        "threads": threads(),
-        "code": code_version(*_EVALUATION_CODE),
-        "libraries": library_versions("torch", "transformers", "peft", "lm-eval"),
+        "threads": keys.threads(),
     }
 
 
@@ -187,8 +102,8 @@ def _make_evaluation(
             "policy": str(policy) if policy else None,
             "pairs": str(mixture.folder(workspace) / "test.jsonl"),
             "evaluation": recipe.evaluation.model_dump(),
-            "max_length": _max_length(recipe),
-            "truncation": _truncation(recipe),
+            "max_length": keys.max_length(recipe),
+            "truncation": keys.truncation(recipe),
         }
         config = "cpu" if accelerate_configs.device() == "cpu" else "single_gpu"
         _run(workspace, "preftune.evaluation", job, key, config, tell)
@@ -218,15 +133,6 @@ def _probe(folder: Path) -> list[str]:
     return []
 
 
-# --- baseline ---------------------------------------------------------------------------------------------
-
-
-def baseline_key(recipe: Recipe, model: StartingModel, mixture: StepResult) -> str:
-    """Key of the SFT model's evaluation: the model, the held-out side, the evaluation's settings. Not the
-    training's: every recipe that starts from this model and holds out these pairs shares it."""
-    return json_digest({"step": "baseline", **_evaluation_key(recipe, model, mixture)})
-
-
 def make_baseline(
     workspace: Workspace,
     key: str,
@@ -237,34 +143,6 @@ def make_baseline(
 ) -> StepResult:
     """Evaluates the starting model on the held-out side."""
     return _make_evaluation(workspace, "baseline", key, recipe, model, mixture, None, tell)
-
-
-# --- train ------------------------------------------------------------------------------------------------
-
-
-def train_key(recipe: Recipe, workspace: Workspace, model: StartingModel, mixture: StepResult) -> str:
-    """Key of a training: the model, the training side, what is learned, how, and on how many devices."""
-    config = accelerate_configs.choose(workspace, recipe.accelerate_config)
-    learned = {k: v for k, v in recipe.training.items() if k not in _NOT_LEARNED}
-    evaluates = learned.get("eval_strategy", "no") != "no"
-    return json_digest(
-        {
-            "step": "train",
-            "model": model.digest,
-            "pairs": mixture.info["train_sha256"],
-            "held_out": mixture.info["test_sha256"] if evaluates else None,
-            "eval_pairs": recipe.evaluation.training_pairs if evaluates else None,
-            "training": learned,
-            "model_settings": {k: v for k, v in recipe.model.items() if k != "model_name_or_path"},
-            "accelerate": [config.name, file_sha256(config)],
-            "processes": accelerate_configs.processes(config),
-            "device": accelerate_configs.device(),
-            "tensorboard": recipe.training.get("report_to", "none"),
-            "threads": threads(),
-            "code": code_version("training", "trainer", "tokens", "checkpoints"),
-            "libraries": library_versions("torch", "transformers", "trl", "peft", "accelerate"),
-        }
-    )
 
 
 def make_train(
@@ -309,14 +187,6 @@ def train_folder(workspace: Workspace, key: str) -> Path:
     return workspace.partial / "train" / key
 
 
-# --- policy -----------------------------------------------------------------------------------------------
-
-
-def policy_key(recipe: Recipe, model: StartingModel, mixture: StepResult, train: StepResult) -> str:
-    """Key of the policy's evaluation: as the baseline's, and the trained weights."""
-    return json_digest({"step": "policy", "policy": train.digest, **_evaluation_key(recipe, model, mixture)})
-
-
 def make_policy(
     workspace: Workspace,
     key: str,
@@ -329,35 +199,6 @@ def make_policy(
     """Evaluates the trained policy on the same pairs and prompts as the baseline."""
     policy = train.folder(workspace) / "model"
     return _make_evaluation(workspace, "policy", key, recipe, model, mixture, policy, tell)
-
-
-# --- verdict ----------------------------------------------------------------------------------------------
-
-
-def run_identity(recipe: Recipe, baseline: str, train: str) -> str:
-    """What makes one MLflow run: known before the training starts."""
-    return json_digest(
-        {"train": train, "baseline": baseline, "gate": recipe.gate.model_dump(), "code": code_version(*_VERDICT_CODE)}
-    )
-
-
-def verdict_key(recipe: Recipe, baseline: StepResult, train: StepResult, policy: StepResult) -> str:
-    """Key of a verdict: both evaluations, the training, β and the bars."""
-    return json_digest(
-        {
-            "baseline": baseline.digest,
-            "policy": policy.digest,
-            "train": train.digest,
-            "beta": beta(recipe),
-            "gate": recipe.gate.model_dump(),
-            "code": code_version(*_VERDICT_CODE, "report", "plots"),
-        }
-    )
-
-
-def beta(recipe: Recipe) -> float:
-    """The β of the implicit reward: the recipe's, else TRL's default."""
-    return float(recipe.training.get("beta", snapshot()["training"]["beta"]["default"]))
 
 
 def make_verdict(
@@ -385,7 +226,9 @@ def make_verdict(
         from preftune.verdict import compare
 
         places = {step: results[step].folder(workspace) for step in ("mixture", "baseline", "train", "policy")}
-        found = compare(places["baseline"], places["policy"], results["train"].info, beta(recipe), recipe.gate, folder)
+        found = compare(
+            places["baseline"], places["policy"], results["train"].info, keys.beta(recipe), recipe.gate, folder
+        )
         answers = [read_json_lines(places[s] / "answers.jsonl") for s in ("baseline", "policy")]
         report = ReportInput(
             name=recipe.name,

@@ -203,7 +203,7 @@ def run_name(recipe: Recipe, kind: str) -> str:
     """`starter dpo beta=0.1`, or `SmolLM2-135M-Instruct sft`."""
     if kind == "sft":
         return f"{recipe.model_name.rstrip('/').rpartition('/')[2]} sft"
-    from preftune.steps import beta
+    from preftune.keys import beta
 
     return f"{recipe.name} dpo beta={beta(recipe):g}"
 
@@ -217,7 +217,7 @@ def record_both(
         workspace: Where the results stand.
         recipe: The resolved recipe.
         results: Step name → result; `source` holds a list.
-        identity: From `steps.run_identity`.
+        identity: From `keys.run_identity`.
         links: Label → text, for the runs' note and tags.
 
     Returns:

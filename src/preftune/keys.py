@@ -1,0 +1,153 @@
+"""What each step's result depends on, as a key: the same key, the same result, on every machine.
+
+`steps.py` makes the results; `preftune check` asks for the keys alone.
+"""
+
+import os
+from typing import Any
+
+from preftune import accelerate_configs
+from preftune.digest import code_version, file_sha256, json_digest, library_versions
+from preftune.known_keys import snapshot
+from preftune.models import StartingModel
+from preftune.schema import Mixture, Recipe, Validation
+from preftune.sources import Source
+from preftune.store import StepResult
+from preftune.workspace import Workspace
+
+# Keys of DPOConfig that change where and how much is written, not what is learned.
+_NOT_LEARNED = {
+    "run_name",
+    "report_to",
+    "project",
+    "disable_tqdm",
+    "log_level",
+    "log_level_replica",
+    "save_total_limit",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_private_repo",
+    "hub_revision",
+    "hub_strategy",
+    "dataset_num_proc",
+}
+_VERDICT_CODE = ("verdict", "gate", "statistics")
+_EVALUATION_CODE = ("evaluation", "scoring", "tokens", "lm_eval_pairs")
+
+
+def threads() -> int:
+    """CPU threads of a child: part of what a CPU result depends on, so pinned for its whole life."""
+    return int(os.environ.get("PREFTUNE_THREADS") or os.cpu_count() or 1)
+
+
+def max_length(recipe: Recipe) -> int:
+    """The limit of prompt and answer, as in training; null means none."""
+    return recipe.training.get("max_length", snapshot()["training"]["max_length"]["default"]) or 10**6
+
+
+def truncation(recipe: Recipe) -> str:
+    """Which end of a sequence is kept, as in training."""
+    return recipe.training.get("truncation_mode", "keep_start")
+
+
+def source_key(source: Source, validation: Validation) -> str:
+    """Key of a checked dataset: its bytes, how they are read, the checks."""
+    entry = source.entry.model_dump(exclude={"weight", "id"})
+    return json_digest(
+        {
+            "id": source.entry.id,
+            "digest": source.digest,
+            "entry": entry,
+            "validation": validation.model_dump(),
+            "code": code_version("sources", "pairs", "checks"),
+        }
+    )
+
+
+def mixture_key(sources: list[StepResult], mixture: Mixture) -> str:
+    """Key of a mixture: the checked pairs, weights, seed, split."""
+    entries = [{"id": e.id, "weight": e.weight, "held_out": bool(e.test_split)} for e in mixture.datasets]
+    return json_digest(
+        {
+            "sources": [s.digest for s in sources],
+            "entries": entries,
+            "mixture": mixture.model_dump(exclude={"datasets"}),
+            "code": code_version("mixture", "pairs"),
+        }
+    )
+
+
+def _evaluation_key(recipe: Recipe, model: StartingModel, mixture: StepResult) -> dict[str, Any]:
+    return {
+        "model": model.digest,
+        "pairs": mixture.info["test_sha256"],
+        "evaluation": recipe.evaluation.model_dump(exclude={"preset", "training_pairs"}),
+        "truncation": truncation(recipe),
+        "device": accelerate_configs.device(),
+        "max_length": max_length(recipe),
+        "threads": threads(),
+        "code": code_version(*_EVALUATION_CODE),
+        "libraries": library_versions("torch", "transformers", "peft", "lm-eval"),
+    }
+
+
+def baseline_key(recipe: Recipe, model: StartingModel, mixture: StepResult) -> str:
+    """Key of the SFT model's evaluation: the model, the held-out side, the evaluation's settings. Not the
+    training's: every recipe that starts from this model and holds out these pairs shares it."""
+    return json_digest({"step": "baseline", **_evaluation_key(recipe, model, mixture)})
+
+
+def train_key(recipe: Recipe, workspace: Workspace, model: StartingModel, mixture: StepResult) -> str:
+    """Key of a training: the model, the training side, what is learned, how, and on how many devices."""
+    config = accelerate_configs.choose(workspace, recipe.accelerate_config)
+    learned = {k: v for k, v in recipe.training.items() if k not in _NOT_LEARNED}
+    evaluates = learned.get("eval_strategy", "no") != "no"
+    return json_digest(
+        {
+            "step": "train",
+            "model": model.digest,
+            "pairs": mixture.info["train_sha256"],
+            "held_out": mixture.info["test_sha256"] if evaluates else None,
+            "eval_pairs": recipe.evaluation.training_pairs if evaluates else None,
+            "training": learned,
+            "model_settings": {k: v for k, v in recipe.model.items() if k != "model_name_or_path"},
+            "accelerate": [config.name, file_sha256(config)],
+            "processes": accelerate_configs.processes(config),
+            "device": accelerate_configs.device(),
+            "tensorboard": recipe.training.get("report_to", "none"),
+            "threads": threads(),
+            "code": code_version("training", "trainer", "tokens", "checkpoints"),
+            "libraries": library_versions("torch", "transformers", "trl", "peft", "accelerate"),
+        }
+    )
+
+
+def policy_key(recipe: Recipe, model: StartingModel, mixture: StepResult, train: StepResult) -> str:
+    """Key of the policy's evaluation: as the baseline's, and the trained weights."""
+    return json_digest({"step": "policy", "policy": train.digest, **_evaluation_key(recipe, model, mixture)})
+
+
+def beta(recipe: Recipe) -> float:
+    """The β of the implicit reward: the recipe's, else TRL's default."""
+    return float(recipe.training.get("beta", snapshot()["training"]["beta"]["default"]))
+
+
+def run_identity(recipe: Recipe, baseline: str, train: str) -> str:
+    """What makes one MLflow run: known before the training starts."""
+    return json_digest(
+        {"train": train, "baseline": baseline, "gate": recipe.gate.model_dump(), "code": code_version(*_VERDICT_CODE)}
+    )
+
+
+def verdict_key(recipe: Recipe, baseline: StepResult, train: StepResult, policy: StepResult) -> str:
+    """Key of a verdict: both evaluations, the training, β and the bars."""
+    return json_digest(
+        {
+            "baseline": baseline.digest,
+            "policy": policy.digest,
+            "train": train.digest,
+            "beta": beta(recipe),
+            "gate": recipe.gate.model_dump(),
+            "code": code_version(*_VERDICT_CODE, "report", "plots"),
+        }
+    )

@@ -5,6 +5,7 @@ a metric that is there already at its step is not sent twice. So an upload that 
 """
 
 import json
+import logging
 import os
 import tempfile
 import time
@@ -30,6 +31,7 @@ def connect(workspace: Workspace) -> Any:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
     from mlflow import MlflowClient
 
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # its database set-up is nobody's news
     workspace.home.mkdir(parents=True, exist_ok=True)
     return MlflowClient(tracking_uri=workspace.mlflow_uri)
 

@@ -39,8 +39,8 @@ def result(project: Path) -> dict[str, Any]:
 
 
 def test_the_starting_model_is_the_real_one(result: dict[str, Any]) -> None:
-    """A model of chance would give each token 10.8 nats (ln 49152); this one knows English."""
-    assert -3.5 < result["metrics"]["sft"]["chosen_logp_per_token"] < -1.5
+    """A model of chance gives each token 10.8 nats (ln 49152); this one knows English."""
+    assert -5 < result["metrics"]["sft"]["chosen_logp_per_token"] < -1.5
     assert 0 < result["metrics"]["sft"]["nll_under_sft"] < 1.5
 
 

@@ -6,8 +6,9 @@ also 3 rejected and 4 inconclusive.
 
 import json
 import os
-import subprocess
+import socket
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +21,7 @@ from preftune.workspace import find_workspace
 
 os.environ.setdefault("DO_NOT_TRACK", "true")
 
-app = App(name="preftune", help=tagline, version_flags=[], result_action="return_value")
+app = App(name="preftune", help=tagline, version=version("preftune"), result_action="return_value")
 Overrides = Annotated[str, Parameter(show=False, allow_leading_hyphen=True)]
 Json = Annotated[bool, Parameter(name="--json", negative=(), help="One JSON object on stdout, all else on stderr.")]
 OVERRIDES_HELP = "Any recipe key is an option too: --beta=0.2, --evaluation.preset=full."
@@ -44,7 +45,7 @@ def check(recipe: Path, /, *overrides: Overrides, as_json: Json = False) -> int:
     from preftune.plan import make_plan
     from preftune.preflight import preflight
 
-    workspace = find_workspace()
+    workspace = find_workspace(recipe=recipe)
     loaded, model, found = preflight(recipe, parse_overrides(list(overrides)), workspace)
     sources = [steps.make_source(workspace, keys.source_key(s, loaded.validation), s, loaded.validation) for s in found]
     mixture = steps.make_mixture(workspace, keys.mixture_key(sources, loaded.mixture), sources, loaded.mixture)
@@ -71,7 +72,7 @@ def run(
     from flows.output import print_json, show_result
     from preftune.preflight import preflight
 
-    workspace = find_workspace()
+    workspace = find_workspace(recipe=recipe)
     values = parse_overrides(list(overrides))
     preflight(recipe, values, workspace)
     server = None if configured_api() else LocalServer(workspace)
@@ -104,14 +105,15 @@ def ui(*, port: Annotated[int, Parameter(help="Port on 127.0.0.1.")] = 5000) -> 
     from flows.output import say
 
     workspace = find_workspace().make()
-    say(f"MLflow: http://127.0.0.1:{port} (Ctrl-C ends it)")
+    with socket.socket() as s:
+        if s.connect_ex(("127.0.0.1", port)) == 0:
+            raise UserError(f"port {port} is taken", "preftune ui", f"end what listens there, or --port={port + 1}")
+    say(f"MLflow: http://127.0.0.1:{port} in about half a minute (Ctrl-C ends it)")
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--backend-store-uri", workspace.mlflow_uri, "--serve-artifacts"]
     command += ["--artifacts-destination", workspace.mlflow_artifacts.as_uri()]
-    try:
-        return subprocess.run(command, check=False).returncode
-    except KeyboardInterrupt:
-        return 0
+    sys.stdout.flush()
+    os.execv(sys.executable, command)  # signals reach the server itself
 
 
 def _fail(error: PreftuneError, as_json: bool) -> int:

@@ -71,7 +71,7 @@ def dpo_pipeline(
     """
     quiet_errors()
     started = time.time()
-    workspace = find_workspace().make()
+    workspace = find_workspace(recipe=Path(recipe)).make()
     loaded = read_recipe(str(workspace.resolve(recipe)), overrides or {})
     target = output_folder(workspace, loaded.output_dir)
     check_replaceable(target)

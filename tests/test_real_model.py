@@ -13,6 +13,7 @@ from conftest import ROOT, child_env, preftune
 SMALL = (
     "--dataset_mixture.datasets.0.max_rows=8",
     "--gradient_accumulation_steps=1",
+    "--warmup_steps=0",  # of two steps none is for warming up
     "--eval_strategy=no",
     "--evaluation.max_pairs=12",
     "--evaluation.max_prompts=4",

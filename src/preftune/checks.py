@@ -22,7 +22,21 @@ def _no_pairs(source: Source, columns: list[str], reason: str) -> UserError:
             f"columns found: {here}; docs/own-data.md shows the shapes that are read",
         )
     prompt = next((c for c in columns if c in PROMPT_COLUMNS), columns[0] if columns else "…")
-    guess = [c for c in columns if c not in PROMPT_COLUMNS and c != prompt] + ["…", "…"]
+    guess = [c for c in columns if c not in PROMPT_COLUMNS and c != prompt]
+    if decides := [c for c in columns if c in ("winner", "overall_preference", "preference", "label")]:
+        return UserError(
+            f"the column {decides[0]!r} says row by row which answer is better (columns found: {here})",
+            source.entry.id,
+            "write a file in which the better answer of each row is chosen and the other one rejected",
+        )
+    if len(guess) < 2:
+        return UserError(
+            "no preference pairs: there is no column chosen and rejected, and no two columns that could be them "
+            f"(columns found: {here})",
+            source.entry.id,
+            "use it for SFT, or add a worse answer to each row; if columns hold both, map them: "
+            f"columns: {{prompt: {prompt}, chosen: …, rejected: …}}",
+        )
     return UserError(
         f"no preference pairs: there is no column chosen and rejected (columns found: {here})",
         source.entry.id,
@@ -101,7 +115,8 @@ def _check_split(source: Source, split: str, validation: Validation, target: Pat
         raise UserError(
             f"{read - kept} of {read} rows ({share:.0%}) are unusable: {reasons}",
             where,
-            f"correct the data, or raise validation.max_dropped (now {validation.max_dropped:g})",
+            f"the rows stand in {quarantine.name}; correct the data, or raise validation.max_dropped "
+            f"(now {validation.max_dropped:g})",
         )
     return {
         "split": split,

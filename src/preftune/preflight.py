@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from preftune.accelerate_configs import choose
+from preftune.accelerate_configs import choose, device
 from preftune.checks import peek
+from preftune.errors import UserError
 from preftune.models import StartingModel, check_name, embedded_folder, find_model
 from preftune.publish import check_replaceable
 from preftune.recipe import load_recipe
@@ -31,6 +32,9 @@ def preflight(
         UserError: For the first thing that is wrong.
     """
     recipe = load_recipe(path, overrides)
+    for key in ("load_in_4bit", "load_in_8bit"):
+        if recipe.model.get(key) and device() == "cpu":
+            raise UserError("quantized training needs a CUDA device", f"{path}: {key}", f"remove {key} on a CPU")
     check_replaceable(output_folder(workspace, recipe.output_dir))
     choose(workspace, recipe.accelerate_config)
     check_name(recipe.model_name)

@@ -7,7 +7,7 @@ bounds are checked in `known_keys.py`.
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 EMBEDDED_MODEL = "embedded/SmolLM2-135M-Instruct"
 
@@ -28,6 +28,15 @@ class DatasetEntry(Section):
     columns: dict[str, str] | list[str] | None = Field(
         None, description="our name → the dataset's column; a list (handbook style) only names what to keep"
     )
+
+    @field_validator("columns")
+    @classmethod
+    def _columns(cls, value: Any) -> Any:
+        known = ("prompt", "chosen", "rejected", "system", "score_chosen", "score_rejected")
+        if isinstance(value, dict) and (unknown := sorted(set(value) - set(known))):
+            raise ValueError(f"{unknown[0]!r} is none of {', '.join(known)} (our name: the dataset's column)")
+        return value
+
     weight: float = Field(1.0, gt=0, description="keep: share of this dataset's rows; share: of the mixture")
     max_rows: int | None = Field(None, ge=1, description="read at most this many rows of the split")
     revision: str | None = Field(None, description="the hub dataset's commit or tag")

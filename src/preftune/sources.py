@@ -162,7 +162,8 @@ def pick_split(source: Source, wanted: str, strict: bool) -> tuple[str, str | No
         fix = next((s for s in SPLIT_FIXES.get(wanted, ()) if s in source.splits), None)
     have = ", ".join(sorted(source.splits))
     if fix is None:
-        raise UserError(f"there is no split {wanted!r}", entry.id, f"it has: {have}")
+        without = "; or remove test_split and set test_split_size" if wanted == entry.test_split else ""
+        raise UserError(f"there is no split {wanted!r}", entry.id, f"it has: {have}{without}")
     if strict:
         raise UserError(f"there is no split {wanted!r} for DPO", entry.id, f"write {fix} (it has: {have})")
     return fix, f"{entry.id}: split {wanted!r} is read as {fix!r} (it has: {have})"
@@ -252,7 +253,7 @@ def read_rows(source: Source, split: str) -> Iterator[tuple[str, Any]]:
         if entry.max_rows is not None and number >= entry.max_rows and not held_out:
             return
         if isinstance(row, dict):
-            needed = {names[side] for side in ("chosen", "rejected") if side in names}
+            needed = {names[side] for side in ("prompt", "chosen", "rejected") if side in names}
             if number == 0 and (missing := sorted(needed - set(row))):
                 raise UserError(
                     f"columns names {missing[0]!r}, which is not there (it has: {', '.join(map(str, row))})",

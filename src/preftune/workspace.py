@@ -74,15 +74,16 @@ class Workspace:
         return str(path.relative_to(self.project)) if path.is_relative_to(self.project) else str(path)
 
 
-def find_workspace(start: Path | None = None) -> Workspace:
-    """The workspace that belongs to the current folder.
+def find_workspace(start: Path | None = None, recipe: Path | None = None) -> Workspace:
+    """The workspace that belongs to the current folder, or else to a recipe.
 
-    The project is the nearest folder upwards that holds `prefect.yaml`, `.preftune` or `recipes`; else the
-    current folder itself.
+    The project is the nearest folder upwards that holds `prefect.yaml`, `.preftune` or `recipes`; where the current
+    folder is in none, the recipe's; else the current folder itself.
     """
     start = (start or Path.cwd()).resolve()
     marks = ("prefect.yaml", ".preftune", "recipes")
-    project = next((p for p in (start, *start.parents) if any((p / m).exists() for m in marks)), start)
+    places = [start, *start.parents] + (list(recipe.resolve().parents) if recipe else [])
+    project = next((p for p in places if any((p / m).exists() for m in marks)), start)
     home = os.environ.get("PREFTUNE_HOME")
     return Workspace(project, Path(home).expanduser().resolve() if home else project / ".preftune")
 

@@ -105,6 +105,9 @@ def evaluate(job: dict[str, Any]) -> None:
             "max_length",
             "raise max_length",
         )
+    if left_out := [p.row_id for p, ok in zip(pairs, fits, strict=True) if not ok]:
+        tell(f"{len(left_out)} of {len(pairs)} held-out pairs left out: the prompt alone fills max_length={max_length}")
+    _write(folder / "dropped.jsonl", [{"row_id": r, "reason": "prompt_fills_max_length"} for r in left_out])
     pairs = [p for p, ok in zip(pairs, fits, strict=True) if ok]
     tokens = [t for t, ok in zip(tokens, fits, strict=True) if ok]
 

@@ -103,11 +103,13 @@ def runs(*, as_json: Json = False) -> int:
 @app.command(help="Open MLflow's UI on the workspace (in the foreground; Ctrl-C ends it).")
 def ui(*, port: Annotated[int, Parameter(help="Port on 127.0.0.1.")] = 5000) -> int:
     from flows.output import say
+    from preftune.mlflow_database import ensure_database
 
     workspace = find_workspace().make()
     with socket.socket() as s:
         if s.connect_ex(("127.0.0.1", port)) == 0:
             raise UserError(f"port {port} is taken", "preftune ui", f"end what listens there, or --port={port + 1}")
+    ensure_database(workspace.mlflow_uri, workspace.mlflow_artifacts)
     say(f"MLflow: http://127.0.0.1:{port} in about half a minute (Ctrl-C ends it)")
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--backend-store-uri", workspace.mlflow_uri, "--serve-artifacts"]

@@ -1,5 +1,9 @@
 """MLflow, for real, on SQLite: runs found by key, nothing sent twice, artifacts verified."""
 
+import sqlite3
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +96,33 @@ def test_artifacts_stand_in_the_workspace_wherever_the_command_runs(
     record(client, run_id, [(tmp_path / "a.txt", "")])
     assert list(workspace.mlflow_artifacts.rglob("a.txt"))
     assert not list(elsewhere.iterdir())
+
+
+def test_a_process_killed_while_it_makes_the_database_leaves_nothing_broken(workspace: Workspace) -> None:
+    code = "import sys; from pathlib import Path; from preftune import tracking;"
+    code += "from preftune.workspace import Workspace;"
+    code += "tracking.connect(Workspace(Path(sys.argv[1]), Path(sys.argv[1], '.preftune')))"
+    process = subprocess.Popen([sys.executable, "-c", code, str(workspace.project)])
+    migrating = False
+    while process.poll() is None and not migrating:
+        files = list(workspace.home.glob("*mlflow.db*"))
+        # The first migrations stand in the file, the last one does not.
+        migrating = any(f.stat().st_size > 100_000 for f in files if f.exists() and not f.name.endswith("journal"))
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    assert migrating
+    assert not (workspace.home / "mlflow.db").exists()
+    assert tracking.experiment_id(tracking.connect(workspace), workspace, "starter")
+    assert not list(workspace.home.glob(".mlflow.db.building*"))
+
+
+def test_a_database_that_cannot_be_used_is_one_message(workspace: Workspace) -> None:
+    workspace.home.mkdir()
+    with sqlite3.connect(workspace.home / "mlflow.db") as half_made:
+        half_made.execute("create table _alembic_tmp_model_version_tags (x int)")
+    with pytest.raises(StepError, match="nothing is lost"), tracking.mlflow_errors(workspace):
+        tracking.experiment_id(tracking.connect(workspace), workspace, "starter")
 
 
 def test_an_unreachable_server_is_one_message(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,7 +70,8 @@ def find(workspace: Workspace, step: str, key: str) -> StepResult | None:
 
 
 @contextmanager
-def _locked(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+def locked(path: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Holds an `flock` on the file; calls `on_wait` once if another process has it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as f:
         waiting = False
@@ -130,7 +131,7 @@ def make(
         on_wait: Called once if another process holds the lock.
     """
     lock = workspace.partial / step / f"{key}.lock"
-    with _locked(lock, on_wait):
+    with locked(lock, on_wait):
         if (done := find(workspace, step, key)) is not None:
             return done
         final, partial = workspace.store / step / key, workspace.partial / step / key

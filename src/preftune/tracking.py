@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 from preftune.children import read_json_lines
 from preftune.errors import StepError
+from preftune.mlflow_database import ensure_database
 from preftune.schema import Recipe
 from preftune.strict_yaml import dump_yaml
 from preftune.workspace import Workspace
@@ -32,7 +33,7 @@ def connect(workspace: Workspace) -> Any:
     from mlflow import MlflowClient
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)  # its database set-up is nobody's news
-    workspace.home.mkdir(parents=True, exist_ok=True)
+    ensure_database(workspace.mlflow_uri, workspace.mlflow_artifacts)
     return MlflowClient(tracking_uri=workspace.mlflow_uri)
 
 
@@ -40,10 +41,11 @@ def connect(workspace: Workspace) -> Any:
 def mlflow_errors(workspace: Workspace) -> Any:
     """Turns MLflow's failures into one message that says that nothing is lost."""
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except (MlflowException, OSError) as e:
+    except (MlflowException, SQLAlchemyError, OSError) as e:
         raise StepError(
             f"MLflow could not be written: {str(e).splitlines()[0][:300]}",
             workspace.mlflow_uri,

@@ -1,0 +1,35 @@
+"""MLflow's SQLite file, made whole or not at all.
+
+MLflow creates its tables by some forty migrations, which take seconds and are not one transaction. A process killed
+in between leaves a file that no later MLflow can open ("table _alembic_tmp_… already exists"). So the file is made
+under another name and renamed when it is complete.
+"""
+
+from pathlib import Path
+
+from preftune.store import locked
+
+
+def ensure_database(uri: str, artifacts: Path) -> None:
+    """Creates the file of a `sqlite:///` URI if it is not there; any other URI is left alone.
+
+    Args:
+        uri: MLflow's tracking URI.
+        artifacts: Artifact root of the default experiment.
+    """
+    if not uri.startswith("sqlite:///"):
+        return
+    path = Path(uri.removeprefix("sqlite:///")).absolute()
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path.with_name(f".{path.name}.lock")):
+        if path.exists():  # another process was faster
+            return
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+        building = path.with_name(f".{path.name}.building")
+        for left in path.parent.glob(f"{building.name}*"):  # of a process that was killed, journal included
+            left.unlink()
+        SqlAlchemyStore(f"sqlite:///{building}", artifacts.as_uri()).engine.dispose()
+        building.replace(path)

@@ -15,13 +15,14 @@ from prefect.runtime import flow_run
 from pydantic import Field
 
 from preftune import keys, store, summary, tracking
+from preftune.decontamination import evaluation_sources
 from preftune.digest import json_digest
 from preftune.models import embedded_folder, find_model
 from preftune.publish import check_replaceable, git_revision
 from preftune.schema import EMBEDDED_MODEL, Recipe
 from preftune.sources import find_source
 from preftune.workspace import Workspace, find_workspace, output_folder
-from tasks.data import check_dataset, sample_mixture
+from tasks.data import check_dataset, count_tokens, sample_mixture
 from tasks.gpu import evaluate_baseline, evaluate_policy, prepare_model, train_policy
 from tasks.policy import quiet_errors
 from tasks.recipe import read_recipe
@@ -85,15 +86,19 @@ def _run(workspace: Workspace, recipe: Recipe, target: Path, started: float) -> 
     model = find_model(recipe, workspace)
     results: dict[str, Any] = {"source": []}
     for source in [find_source(e, workspace) for e in recipe.mixture.datasets]:
-        key = keys.source_key(source, recipe.validation)
-        results["source"].append(run.run(check_dataset, key, source=source, validation=recipe.validation))
+        key = keys.source_key(source, recipe.validation, recipe.mixture.seed)
+        checked = run.run(check_dataset, key, source=source, validation=recipe.validation, seed=recipe.mixture.seed)
+        results["source"].append(checked)
     sources = results["source"]
-    key = keys.mixture_key(sources, recipe.mixture)
-    mixture = run.run(sample_mixture, key, sources=sources, mixture=recipe.mixture)
-    for notice in summary.data_notices(sources, mixture):
+    key = keys.mixture_key(sources, recipe.mixture, recipe.validation, evaluation_sources(recipe.validation, workspace))
+    mixture = run.run(sample_mixture, key, sources=sources, mixture=recipe.mixture, validation=recipe.validation)
+    key = keys.lengths_key(recipe, model, mixture)
+    lengths = run.run(count_tokens, key, recipe=recipe, model=model, mixture=mixture)
+    for notice in summary.data_notices(sources, mixture, lengths):
         get_run_logger().warning(notice)
+    get_run_logger().info("mixture: %s", summary.mixture_line(mixture.info))
 
-    shared = {"recipe": recipe, "model": model, "mixture": mixture}
+    shared = {"recipe": recipe, "model": model, "mixture": mixture, "lengths": lengths}
     baseline = run.run(evaluate_baseline, keys.baseline_key(recipe, model, mixture), **shared)
     for notice in baseline.info["notices"]:
         get_run_logger().warning(notice)
@@ -101,7 +106,7 @@ def _run(workspace: Workspace, recipe: Recipe, target: Path, started: float) -> 
     identity = keys.run_identity(recipe, baseline.key, key)
     train = run.run(train_policy, key, **shared, identity=identity)
     policy = run.run(evaluate_policy, keys.policy_key(recipe, model, mixture, train), **shared, train=train)
-    results |= {"mixture": mixture, "baseline": baseline, "train": train, "policy": policy}
+    results |= {"mixture": mixture, "lengths": lengths, "baseline": baseline, "train": train, "policy": policy}
 
     links = _links(workspace)
     verdict = run.run(

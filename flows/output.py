@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from preftune.audit_console import show_audit
+from preftune.store import StepResult
 from preftune.summary import headline_rows
 from preftune.workspace import Workspace
 
@@ -25,14 +27,14 @@ def print_json(value: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
 
 
-def show_plan(plan: dict[str, Any], warnings: list[str]) -> None:
+def show_plan(plan: dict[str, Any], warnings: list[str], pairs: str) -> None:
     """The plan of `preftune check`."""
     console = Console()
     for warning in warnings:
         console.print(f"[yellow]note[/]  {escape(warning)}")
     table = Table(title="what a run would do", show_header=False, title_justify="left")
     table.add_row("model", escape(plan["model"]))
-    table.add_row("pairs", f"{plan['train_pairs']} to train on, {plan['test_pairs']} held out")
+    table.add_row("pairs", escape(pairs))
     table.add_row("steps", f"{plan['steps']} of {plan['effective_batch']} pairs (effective batch)")
     if plan["tokens"] is not None:
         minutes = f", about {plan['training_minutes']:g} min on 2 cores" if "training_minutes" in plan else ""
@@ -44,6 +46,30 @@ def show_plan(plan: dict[str, Any], warnings: list[str]) -> None:
     table.add_row("would run", ", ".join(s for s, there in plan["reused"].items() if not there) or "nothing")
     table.add_row("result in", escape(plan["output_dir"]))
     console.print(table)
+
+
+def show_data_audit(result: StepResult, workspace: Workspace) -> None:
+    """The audit's tables, and where its page is."""
+    folder = result.folder(workspace)
+    show_audit(json.loads((folder / "audit.json").read_text()), Console(), folder / "audit.html")
+
+
+def show_datasets(known: list[dict[str, Any]]) -> None:
+    """The registry, a row for each dataset."""
+    console = Console()
+    wide = console.width >= 120
+    table = Table(title="known preference datasets", title_justify="left", show_lines=True)
+    for column in ("dataset", "good for", "licence", "train on", "hold out", *(["watch out"] if wide else [])):
+        table.add_column(column, overflow="fold")
+    for d in known:
+        mark = "\n[dim]refused[/]" if d["refused"] and not d["refused"]["data_dir"] else ""
+        mark += "\n[dim]gated[/]" if d["gated"] else ""
+        careful = "\n".join(d["notices"][:1] or d["defects"][:1])
+        cells = [d["purpose"], d["licence"] or "not stated", ", ".join(d["dpo_splits"]), ", ".join(d["test_splits"])]
+        cells += [careful] if wide else []
+        table.add_row(escape(d["id"]) + mark, *(escape(c) or "–" for c in cells))
+    console.print(table)
+    console.print("docs/datasets.md has a recipe for each; --json tells all that is known")
 
 
 def show_result(result: dict[str, Any], workspace: Workspace) -> None:

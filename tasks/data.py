@@ -2,8 +2,9 @@
 
 from prefect import task
 
-from preftune import steps
-from preftune.schema import Mixture, Validation
+from preftune import data_steps
+from preftune.models import StartingModel
+from preftune.schema import Mixture, Recipe, Validation
 from preftune.sources import Source
 from preftune.store import StepResult
 from preftune.workspace import Workspace
@@ -19,12 +20,22 @@ from tasks.policy import STEP_CACHE, worth_a_retry
     retry_delay_seconds=[5, 30],
     retry_condition_fn=worth_a_retry,
 )
-def check_dataset(key: str, workspace: Workspace, source: Source, validation: Validation) -> StepResult:
+def check_dataset(key: str, workspace: Workspace, source: Source, validation: Validation, seed: int) -> StepResult:
     """Loads, converts and checks one dataset."""
-    return steps.make_source(workspace, key, source, validation)
+    return data_steps.make_source(workspace, key, source, validation, seed)
 
 
 @task(name="mixture", cache_policy=STEP_CACHE, persist_result=True, retries=1, retry_condition_fn=worth_a_retry)
-def sample_mixture(key: str, workspace: Workspace, sources: list[StepResult], mixture: Mixture) -> StepResult:
-    """Samples the mixture and splits it by prompt group."""
-    return steps.make_mixture(workspace, key, sources, mixture)
+def sample_mixture(
+    key: str, workspace: Workspace, sources: list[StepResult], mixture: Mixture, validation: Validation
+) -> StepResult:
+    """Samples the mixture, splits it by prompt group, and keeps what is held out out of training."""
+    return data_steps.make_mixture(workspace, key, sources, mixture, validation)
+
+
+@task(name="lengths", cache_policy=STEP_CACHE, persist_result=True, retries=1, retry_condition_fn=worth_a_retry)
+def count_tokens(
+    key: str, workspace: Workspace, recipe: Recipe, model: StartingModel, mixture: StepResult
+) -> StepResult:
+    """Counts what max_length does to the pairs, before anything is trained on them."""
+    return data_steps.make_lengths(workspace, recipe, model, mixture)

@@ -29,30 +29,42 @@ def prepare_model(workspace: Workspace) -> None:
 
 @task(name="baseline", **_GPU_TASK)
 def evaluate_baseline(
-    key: str, workspace: Workspace, recipe: Recipe, model: StartingModel, mixture: StepResult
+    key: str, workspace: Workspace, recipe: Recipe, model: StartingModel, mixture: StepResult, lengths: StepResult
 ) -> StepResult:
     """Evaluates the SFT model; also the check of the starting model."""
     with gpu_slot(workspace, "baseline", key):
-        return steps.make_baseline(workspace, key, recipe, model, mixture, get_run_logger().info)
+        return steps.make_baseline(workspace, key, recipe, model, mixture, lengths, get_run_logger().info)
 
 
 @task(name="train", **_GPU_TASK)
 def train_policy(
-    key: str, workspace: Workspace, recipe: Recipe, model: StartingModel, mixture: StepResult, identity: str
+    key: str,
+    workspace: Workspace,
+    recipe: Recipe,
+    model: StartingModel,
+    mixture: StepResult,
+    lengths: StepResult,
+    identity: str,
 ) -> StepResult:
     """Trains with DPO, and sends the training's metrics to MLflow while they come."""
     logger = get_run_logger()
     with gpu_slot(workspace, "train", key), _live_metrics(workspace, recipe, key, identity):
-        return steps.make_train(workspace, key, recipe, model, mixture, logger.info)
+        return steps.make_train(workspace, key, recipe, model, mixture, lengths, logger.info)
 
 
 @task(name="policy", **_GPU_TASK)
 def evaluate_policy(
-    key: str, workspace: Workspace, recipe: Recipe, model: StartingModel, mixture: StepResult, train: StepResult
+    key: str,
+    workspace: Workspace,
+    recipe: Recipe,
+    model: StartingModel,
+    mixture: StepResult,
+    lengths: StepResult,
+    train: StepResult,
 ) -> StepResult:
     """Evaluates the policy on what the baseline was evaluated on."""
     with gpu_slot(workspace, "policy", key):
-        return steps.make_policy(workspace, key, recipe, model, mixture, train, get_run_logger().info)
+        return steps.make_policy(workspace, key, recipe, model, mixture, lengths, train, get_run_logger().info)
 
 
 def _live_metrics(workspace: Workspace, recipe: Recipe, key: str, identity: str) -> Any:

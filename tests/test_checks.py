@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
+from preftune.check_list import REASONS
 from preftune.checks import check_source, peek
 from preftune.errors import UserError
 from preftune.mixture import load_pairs
-from preftune.pairs import REASONS, Drop, to_pair
+from preftune.pairs import Drop, findings, to_pair
 from preftune.schema import DatasetEntry, Validation
 from preftune.sources import Source, find_source
 from preftune.workspace import Workspace
@@ -28,9 +30,9 @@ def source_of(folder: Path, rows: list[Any], name: str = "x.jsonl", **entry: Any
     return find_source(DatasetEntry(id=name, **entry), Workspace(folder, folder / ".preftune"))
 
 
-def check(folder: Path, rows: list[Any], **validation: Any) -> dict[str, Any]:
+def check(folder: Path, rows: list[Any], entry: dict[str, Any] | None = None, **validation: Any) -> dict[str, Any]:
     (folder / "out").mkdir(exist_ok=True)
-    return check_source(source_of(folder, rows), Validation(**validation), folder / "out")
+    return check_source(source_of(folder, rows, **(entry or {})), Validation(**validation), folder / "out", 42)
 
 
 def quarantine(folder: Path) -> list[dict[str, Any]]:
@@ -44,9 +46,13 @@ def test_good_rows_are_all_kept(tmp_path: Path) -> None:
         "split": "train",
         "read": 4,
         "kept": 4,
+        "drawn": 4,
         "dropped": {},
+        "warned": {},
+        "examples": {},
         "mean_chars": {"chosen": 17.0, "rejected": 16.0},
         "chosen_longer": 1.0,
+        "length_accuracy": 1.0,
     }
     assert report["notices"] == [] and "test" not in report
     assert quarantine(tmp_path) == []
@@ -108,19 +114,19 @@ def test_no_rows(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text("\n\n")
     source = find_source(DatasetEntry(id="x.jsonl"), Workspace(tmp_path, tmp_path))
     with pytest.raises(UserError, match="there are no rows"):
-        check_source(source, Validation(), tmp_path)
+        check_source(source, Validation(), tmp_path, 42)
 
 
 def test_other_columns_are_named_with_a_mapping_to_paste(tmp_path: Path) -> None:
-    rows = [{"question": f"Q{i}", "response_j": "A", "response_k": "B"} for i in range(3)]
+    rows = [{"task": f"Q{i}", "good_output": "A", "bad_output": "B"} for i in range(3)]
     with pytest.raises(UserError, match="no column chosen and rejected") as e:
         check(tmp_path, rows, max_dropped=1)
-    assert "columns found: question, response_j, response_k" in e.value.error
-    assert "columns: {prompt: question, chosen: response_j, rejected: response_k}" in e.value.advice
+    assert "columns found: task, good_output, bad_output" in e.value.error
+    assert "columns: {prompt: task, chosen: good_output, rejected: bad_output}" in e.value.advice
 
 
 def test_rows_of_one_defect_only(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"no usable pair: {REASONS['identical']} in every row"):
+    with pytest.raises(UserError, match=f"no usable pair: 3 × {REASONS['identical']}"):
         check(tmp_path, [{"prompt": f"Q{i}", "chosen": "same", "rejected": "same"} for i in range(3)], max_dropped=1)
 
 
@@ -132,21 +138,99 @@ def test_both_splits_are_checked_and_fixes_told(tmp_path: Path) -> None:
     source = find_source(DatasetEntry(id="set", split="train", test_split="test"), workspace)
     out = tmp_path / "out"
     out.mkdir()
-    report = check_source(source, Validation(), out)
+    report = check_source(source, Validation(), out, 42)
     assert (report["train"]["split"], report["test"]["split"]) == ("train_prefs", "test_prefs")
     assert (report["train"]["read"], report["test"]["read"], report["test"]["kept"]) == (3, 2, 1)
     assert len(report["notices"]) == 2 and all("is read as" in n for n in report["notices"])
     assert [q["split"] for q in quarantine(tmp_path)] == ["test_prefs"]
     assert len(load_pairs(out / "test.jsonl")) == 1
-    with pytest.raises(UserError, match="no split 'train' for DPO"):
-        check_source(source, Validation(strict=True), out)
+    with pytest.raises(UserError, match="no split 'train'"):
+        check_source(source, Validation(strict=True), out, 42)
 
 
 def test_training_on_the_test_split_is_told(tmp_path: Path) -> None:
     source_of(tmp_path, [good(0)], "set/test.jsonl")
     workspace = Workspace(tmp_path, tmp_path / ".preftune")
-    report = check_source(find_source(DatasetEntry(id="set", split="test"), workspace), Validation(), tmp_path)
+    source = find_source(DatasetEntry(id="set", split="test"), workspace)
+    report = check_source(source, Validation(), tmp_path, 42)
     assert any("official test split" in n for n in report["notices"])
+    with pytest.raises(UserError, match="official test split"):
+        check_source(source, Validation(severity={"test_split_trained": "fail"}), tmp_path, 42)
+
+
+def test_a_check_can_warn_instead_of_drop(tmp_path: Path) -> None:
+    """The row is kept and counted; a tie is no defect, so it may be more than max_dropped."""
+    tie = {"score_chosen": 5, "score_rejected": 5}
+    rows = [good(0), good(1, **tie), good(2, **tie)]
+    dropped = check(tmp_path, rows, max_dropped=0)["train"]
+    assert (dropped["kept"], dropped["dropped"], dropped["warned"]) == (1, {"tie": 2}, {})
+    warned = check(tmp_path, rows, severity={"tie": "warn"})["train"]
+    assert (warned["kept"], warned["dropped"], warned["warned"]) == (3, {}, {"tie": 2})
+    assert warned["examples"] == {"tie": ["x.jsonl:2", "x.jsonl:3"]}
+    assert quarantine(tmp_path) == []
+
+
+def test_a_check_can_stop_the_run(tmp_path: Path) -> None:
+    rows = [good(i) for i in range(8)] + [good(3), "text"]
+    with pytest.raises(UserError, match=r"1 of 10 rows fail the check duplicate: .* \(for example x.jsonl:9\)"):
+        check(tmp_path, rows, severity={"duplicate": "fail"})
+    with pytest.raises(UserError, match="the check not_an_object"):
+        check(tmp_path, rows, severity={"not_an_object": "fail"})
+    assert check(tmp_path, rows[:8], severity={"duplicate": "fail"})["train"]["kept"] == 8
+
+
+@pytest.mark.parametrize(
+    ("severity", "message"),
+    [
+        ({"ties": "drop"}, "'ties' is no check → did you mean tie"),
+        ({"missing_answer": "warn"}, "missing_answer: it can be drop or fail, not warn"),
+        ({"length_tells": "drop"}, "length_tells: it can be warn or fail, not drop"),
+    ],
+)
+def test_severities_are_checked(severity: dict[str, str], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Validation(severity=severity)  # pyright: ignore[reportArgumentType]
+
+
+def test_max_rows_are_drawn_at_random_from_what_passed(tmp_path: Path) -> None:
+    rows = [good(i) for i in range(200)] + ["bad"]
+    report = check(tmp_path, rows, {"max_rows": 20})["train"]
+    assert (report["read"], report["kept"], report["drawn"], report["dropped"]) == (201, 200, 20, {"not_an_object": 1})
+    first = [p.row_id for p in load_pairs(tmp_path / "out" / "train.jsonl")]
+    places = [int(i.rpartition(":")[2]) for i in first]
+    assert len(set(places)) == 20 and places == sorted(places)
+    assert max(places) > 100, "not the first rows of the file"
+    check(tmp_path, rows, {"max_rows": 20})
+    assert [p.row_id for p in load_pairs(tmp_path / "out" / "train.jsonl")] == first
+    check_source(source_of(tmp_path, rows, max_rows=20), Validation(), tmp_path / "out", 7)
+    assert [p.row_id for p in load_pairs(tmp_path / "out" / "train.jsonl")] != first
+
+
+def test_a_stream_ends_when_enough_are_kept(tmp_path: Path) -> None:
+    """Every row that was read is counted, the rest is not read."""
+    rows = [good(i) if i % 4 else "bad" for i in range(400)]
+    report = check(tmp_path, rows, {"max_rows": 30, "streaming": True})["train"]
+    assert report["kept"] == report["drawn"] == 30
+    assert report["read"] == 30 + sum(report["dropped"].values()) < 400
+    assert len(quarantine(tmp_path)) == report["dropped"]["not_an_object"]
+
+
+def test_guessing_by_length(tmp_path: Path) -> None:
+    """60 pairs: the longer one is chosen in 48 of them, as long in 6, shorter in 6: (48 + 3) / 60 = 85 %."""
+
+    def row(i: int) -> dict[str, Any]:
+        longer, shorter = f"a much longer answer {i:02d}", f"short {i:02d}"
+        if i < 48:
+            return good(i, chosen=longer, rejected=shorter)
+        return good(i, chosen=shorter, rejected=longer if i < 54 else f"SHORT {i:02d}")
+
+    rows = [row(i) for i in range(60)]
+    report = check(tmp_path, rows)
+    assert report["train"]["length_accuracy"] == 0.85
+    assert any("the longer one is chosen in 85% of the pairs" in n for n in report["notices"])
+    assert check(tmp_path, rows, max_length_accuracy=0.85)["notices"] == []
+    with pytest.raises(UserError, match="85%"):
+        check(tmp_path, rows, severity={"length_tells": "fail"})
 
 
 def test_half_an_emoji_does_not_stop_the_check(tmp_path: Path) -> None:
@@ -186,8 +270,10 @@ def test_every_row_is_accounted_for(tmp_path: Path, rows: list[Any]) -> None:
     assert sorted(places) == list(range(1, len(rows) + 2))
     for q in thrown:
         if q["reason"] not in ("duplicate", "contradiction"):
-            with pytest.raises(Drop, match=q["reason"]):
-                to_pair(q["row"], "s", "r")
+            try:
+                assert q["reason"] in findings(to_pair(q["row"], "s", "r"), q["row"])
+            except Drop as drop:
+                assert drop.reason == q["reason"]
 
 
 # --- peek -------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from conftest import child_env, preftune
 
-STEPS = ("source", "mixture", "baseline", "train", "policy", "verdict")
+STEPS = ("source", "mixture", "lengths", "baseline", "train", "policy", "verdict")
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_another_beta_keeps_data_and_baseline(first: dict[str, Any], project: Pa
     done = preftune("run", "recipes/tiny/config.yaml", "--json", "--beta=0.3", "--output_dir=data/b", cwd=project)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    cached = {"source": "cached", "mixture": "cached", "baseline": "cached"}
+    cached = dict.fromkeys(("source", "mixture", "lengths", "baseline"), "cached")
     assert result["steps"] == {**dict.fromkeys(STEPS, "run"), **cached}
     assert result["sft_run_id"] == first["sft_run_id"]
     assert result["run_id"] != first["run_id"]

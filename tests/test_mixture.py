@@ -1,6 +1,7 @@
 """Sampling, shares and the split by prompt group."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from hypothesis import strategies as st
 
 from preftune.errors import UserError
 from preftune.mixture import DEFAULT_TEST_SIZE, build_mixture, load_pairs, sample, split_by_group
-from preftune.pairs import Pair
-from preftune.schema import Mixture
+from preftune.pairs import Pair, group_of
+from preftune.schema import Mixture, Validation
 
 
 def pair(source: str, i: int, group: str | None = None) -> Pair:
@@ -146,6 +147,14 @@ def test_sizes_of_single_pair_groups(size: float, held: int) -> None:
     assert (len(train), len(test)) == (100 - held, held)
 
 
+def test_which_rows_are_drawn_does_not_depend_on_the_datasets_order() -> None:
+    a, b = pairs("a", 40), pairs("b", 30)
+    first = sample([a, b], mixture(0.5, 0.4))
+    entries = [{"id": "b", "weight": 0.4}, {"id": "a", "weight": 0.5}]
+    second = sample([b, a], Mixture.model_validate({"datasets": entries}))
+    assert sorted(ids(first)) == sorted(ids(second))
+
+
 # --- the step ---------------------------------------------------------------------------------------------
 
 
@@ -154,15 +163,22 @@ def write(path: Path, found: list[Pair]) -> Path:
     return path
 
 
+def build(
+    sources: list[Any], recipe: Mixture, folder: Path, evaluation: Sequence[str] = (), **validation: Any
+) -> dict[str, Any]:
+    return build_mixture(sources, recipe, Validation(**validation), evaluation, folder)
+
+
 def test_build_holds_out_a_tenth_by_default(tmp_path: Path) -> None:
     a = write(tmp_path / "a.jsonl", pairs("a", 50))
-    info = build_mixture([(a, None)], mixture(1.0), tmp_path)
+    info = build([(a, None)], mixture(1.0), tmp_path)
     assert (info["train"], info["test"], info["overlap"]) == (45, 5, 0)
     assert info["by_source"] == {"a": 45} and info["shares"] == {"a": 1.0}
     assert any(f"{DEFAULT_TEST_SIZE:.0%} of the prompts are held out" in n for n in info["notices"])
     train, test = load_pairs(tmp_path / "train.jsonl"), load_pairs(tmp_path / "test.jsonl")
     assert sorted(ids(train) + ids(test)) == sorted(ids(pairs("a", 50)))
     assert json.loads((tmp_path / "mixture.json").read_text()) == info
+    assert (info["drawn"], info["dropped"], info["warned"], info["overlaps"]) == (45, {}, {}, [])
 
 
 def test_build_with_a_named_test_split(tmp_path: Path) -> None:
@@ -172,10 +188,10 @@ def test_build_with_a_named_test_split(tmp_path: Path) -> None:
         (write(tmp_path / "a.jsonl", pairs("a", 10)), write(tmp_path / "t.jsonl", held)),
         (write(tmp_path / "b.jsonl", pairs("b", 10)), None),
     ]
-    info = build_mixture(files, mixture(1.0, 1.0), tmp_path)
+    info = build(files, mixture(1.0, 1.0), tmp_path)
     assert (info["train"], info["test"], info["overlap"]) == (18, 3, 2)
     assert info["by_source"] == {"a": 9, "b": 9} and info["shares"] == {"a": 0.5, "b": 0.5}
-    assert any("2 training pairs have a prompt that is held out" in n for n in info["notices"])
+    assert any("2 training pairs left out of training: the prompt is held out" in n for n in info["notices"])
     train, test = load_pairs(tmp_path / "train.jsonl"), load_pairs(tmp_path / "test.jsonl")
     assert not {p.group_id for p in train} & {p.group_id for p in test}
     assert ids(test) == ids(held)
@@ -184,7 +200,7 @@ def test_build_with_a_named_test_split(tmp_path: Path) -> None:
 def test_build_with_both(tmp_path: Path) -> None:
     """A named split and a size: both are held out."""
     files = [(write(tmp_path / "a.jsonl", pairs("a", 10)), write(tmp_path / "t.jsonl", pairs("t", 4)))]
-    info = build_mixture(files, mixture(1.0, test_split_size=3), tmp_path)
+    info = build(files, mixture(1.0, test_split_size=3), tmp_path)
     assert (info["train"], info["test"]) == (7, 7)
 
 
@@ -196,7 +212,7 @@ def test_keep_weights_that_look_like_shares(
     tmp_path: Path, weights: tuple[float, ...], weighting: str, told: bool
 ) -> None:
     files: list[Any] = [(write(tmp_path / f"{k}.jsonl", pairs("ab"[k], 40)), None) for k in range(len(weights))]
-    info = build_mixture(files, mixture(*weights, weighting=weighting), tmp_path)
+    info = build(files, mixture(*weights, weighting=weighting), tmp_path)
     assert any("keep-weights sum to 1" in n for n in info["notices"]) is told
 
 
@@ -208,7 +224,83 @@ def test_an_empty_side_is_an_error(tmp_path: Path, n: int, weight: float, size: 
     """A single row; a weight that leaves none (int(5 x 0.1) = 0); everything held out."""
     a = write(tmp_path / "a.jsonl", pairs("a", n))
     with pytest.raises(UserError, match=f"{side} side is empty"):
-        build_mixture([(a, None)], mixture(weight, test_split_size=size), tmp_path)
+        build([(a, None)], mixture(weight, test_split_size=size), tmp_path)
+
+
+def asking(source: str, i: int, prompt: str, chosen: str = "yes", rejected: str = "no") -> Pair:
+    return Pair(
+        prompt=[{"role": "user", "content": prompt}],
+        chosen=[{"role": "assistant", "content": chosen}],
+        rejected=[{"role": "assistant", "content": rejected}],
+        source=source,
+        row_id=f"{source}:{i}",
+        group_id=group_of([{"role": "user", "content": prompt}]),
+    )
+
+
+# 14 words: 12 trigrams; with another last word 11 of 13 different ones are shared (0.846).
+LONG = "what is the best way to learn to play the piano as an adult"
+NEAR = "what is the best way to learn to play the piano as an actor"
+
+
+@pytest.mark.parametrize(
+    ("more", "train", "dropped", "warned"),
+    [
+        ({}, ["a:2"], {"near_held_out": 1, "prompt_held_out": 1}, {}),
+        ({"near_duplicates": 0.9}, ["a:1", "a:2"], {"prompt_held_out": 1}, {}),
+        ({"near_duplicates": None}, ["a:1", "a:2"], {"prompt_held_out": 1}, {}),
+        ({"severity": {"near_held_out": "warn"}}, ["a:1", "a:2"], {"prompt_held_out": 1}, {"near_held_out": 1}),
+    ],
+)
+def test_what_is_nearly_held_out_is_not_trained_on(
+    tmp_path: Path, more: dict[str, Any], train: list[str], dropped: dict[str, int], warned: dict[str, int]
+) -> None:
+    found = [asking("a", 0, LONG.upper() + " "), asking("a", 1, NEAR), asking("a", 2, "and how does one boil an egg")]
+    files = [(write(tmp_path / "a.jsonl", found), write(tmp_path / "t.jsonl", [asking("a", 9, LONG)]))]
+    info = build(files, mixture(1.0), tmp_path, **more)
+    assert sorted(ids(load_pairs(tmp_path / "train.jsonl"))) == train
+    assert (info["dropped"], info["warned"]) == (dropped, warned)
+    assert info["drawn"] == info["train"] + sum(info["dropped"].values()) == 3
+    thrown = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
+    assert sorted((q["row_id"], q["reason"]) for q in thrown)[0] == ("a:0", "prompt_held_out")
+    assert len(thrown) == sum(dropped.values())
+
+
+def test_nearly_held_out_can_stop_the_run(tmp_path: Path) -> None:
+    files = [(write(tmp_path / "a.jsonl", [asking("a", 1, NEAR)]), write(tmp_path / "t.jsonl", [asking("a", 9, LONG)]))]
+    with pytest.raises(UserError, match=r"1 training pairs fail the check near_held_out.*a:1 of a"):
+        build(files, mixture(1.0), tmp_path, severity={"near_held_out": "fail"})
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_nearly_the_same_pair_from_two_sources_is_taken_once(tmp_path: Path, order: str) -> None:
+    """Whatever the datasets' order. The same question with other answers is another pair."""
+    answer = "begin with a teacher, a quarter of an hour each day, and songs that you like to hear"
+    of = {
+        "a": [asking("a", 0, LONG, answer, "do not"), asking("a", 1, "one two three four five six")],
+        "b": [asking("b", 0, LONG, answer.upper(), "do not!"), asking("b", 1, "one two three four five six", "x y z")],
+    }
+    files = [(write(tmp_path / f"{k}.jsonl", of[k]), None) for k in order]
+    held = [asking("a", 9, "something else altogether is asked in here")]
+    files[0] = (files[0][0], write(tmp_path / "t.jsonl", held))
+    info = build(files, Mixture.model_validate({"datasets": [{"id": k} for k in order]}), tmp_path)
+    assert sorted(ids(load_pairs(tmp_path / "train.jsonl"))) == ["a:0", "a:1", "b:1"]
+    assert info["dropped"] == {"near_duplicate": 1}
+    assert info["overlaps"] == [("a", "b", 2)]
+
+
+def test_evaluation_sets_are_not_trained_on(tmp_path: Path) -> None:
+    """13 words in a row; 12 are not enough."""
+    words = [f"w{i}" for i in range(30)]
+    found = [
+        asking("a", 0, "please " + " ".join(words[3:16])),
+        asking("a", 1, "please " + " ".join(words[3:15])),
+        asking("a", 2, "another"),
+    ]
+    files = [(write(tmp_path / "a.jsonl", found), write(tmp_path / "t.jsonl", [asking("a", 9, "held")]))]
+    info = build(files, mixture(1.0), tmp_path, evaluation=[" ".join(words)])
+    assert sorted(ids(load_pairs(tmp_path / "train.jsonl"))) == ["a:1", "a:2"]
+    assert info["dropped"] == {"contaminated": 1}
 
 
 def test_texts_come_back_as_they_were(tmp_path: Path) -> None:

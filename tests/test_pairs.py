@@ -8,7 +8,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from preftune.pairs import REASONS, Drop, Pair, group_of, text_of, to_pair
+from preftune.check_list import CHOICE, CONTENT, REASONS, STRUCTURE
+from preftune.pairs import LONGEST_TEXT, Drop, Pair, findings, group_of, text_of, to_pair
 
 
 def user(text: str) -> dict[str, str]:
@@ -25,6 +26,11 @@ def system(text: str) -> dict[str, str]:
 
 def pair(row: Any) -> Pair:
     return to_pair(row, "source", "row")
+
+
+def found(row: dict[str, Any], *languages: str) -> list[str]:
+    """The checks that a row's pair fails."""
+    return findings(pair(row), row, languages or None)
 
 
 def reason(row: Any) -> str:
@@ -158,18 +164,24 @@ Q, A = user("Q"), bot("A")
         ({"prompt": "Q", "chosen": [], "rejected": "B"}, "last_turn_not_assistant"),
         ({"chosen": [Q, A], "rejected": [Q]}, "last_turn_not_assistant"),
         ({"chosen": [Q, A, user("more")], "rejected": [Q, bot("B")]}, "last_turn_not_assistant"),
-        ({"chosen": [Q, system("S"), A], "rejected": [Q, bot("B")]}, "last_turn_not_assistant"),
+        ({"prompt": "Q", "chosen": [Q, A], "rejected": []}, "last_turn_not_assistant"),
+        ({"prompt": "Q", "chosen": [Q, A], "rejected": [Q, user("B")]}, "last_turn_not_assistant"),
+        # conversations of different lengths
+        ({"chosen": [Q, system("S"), A], "rejected": [Q, bot("B")]}, "unequal_turns"),
+        ({"chosen": HH.format("A"), "rejected": "\n\nHuman: Hi!\n\nAssistant: B"}, "unequal_turns"),
+        ({"chosen": [Q, A], "rejected": [Q, A, user("more"), bot("B")]}, "unequal_turns"),
+        ({"chosen": [Q, A], "rejected": [system("S"), Q, bot("B")]}, "unequal_turns"),
+        ({"chosen": [Q, A, bot("more")], "rejected": [Q, bot("B")]}, "unequal_turns"),
+        ({"chosen": [Q, A], "rejected": [bot("B")]}, "unequal_turns"),
         ({"chosen": [Q, A], "rejected": [user("other"), bot("B")]}, "prompts_differ"),
-        ({"chosen": HH.format("A"), "rejected": "\n\nHuman: Hi!\n\nAssistant: B"}, "prompts_differ"),
+        ({"chosen": HH.format("A"), "rejected": HH.replace("Hi", "Hey").format("B")}, "prompts_differ"),
+        ({"chosen": HH.format("A"), "rejected": HH.replace("Hello", "Hey").format("B")}, "prompts_differ"),
+        ({"chosen": [Q, A, A], "rejected": [Q, Q, bot("B")]}, "prompts_differ"),
+        ({"chosen": [system("S"), A], "rejected": [system("S"), bot("B")]}, "empty_prompt"),
+        ({"chosen": [Q, system("S"), A], "rejected": [Q, system("S"), bot("B")]}, "prompts_differ"),
         ({"prompt": [Q, A], "chosen": "C", "rejected": "B"}, "prompts_differ"),
-        ({"prompt": "Q", "chosen": "A", "rejected": "A"}, "identical"),
-        ({"prompt": "Q", "chosen": "A", "rejected": " A\n"}, "identical"),
-        ({"chosen": [Q, A], "rejected": [Q, A]}, "identical"),
-        ({"prompt": "Q", "chosen": "A", "rejected": "B", "score_chosen": 7, "score_rejected": 7.0}, "tie"),
-        ({"prompt": "Q", "chosen": "A", "rejected": "B", "chosen-rating": 3, "rejected-rating": 3}, "tie"),
-        ({"prompt": "Q", "chosen": "A<|im_end|>", "rejected": "B"}, "control_tokens"),
-        ({"prompt": "Q </s>", "chosen": "A", "rejected": "B"}, "control_tokens"),
-        ({"prompt": "[INST] Q [/INST]", "chosen": "A", "rejected": "B"}, "control_tokens"),
+        ({"prompt": "Q", "chosen": "A", "rejected": "B", "group_id": "a\udc00"}, "broken_text"),
+        ({"prompt": "Q", "chosen": np.float64(1), "rejected": "B"}, "wrong_type"),
     ],
 )
 def test_reasons(row: Any, why: str) -> None:
@@ -177,17 +189,17 @@ def test_reasons(row: Any, why: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("chosen", "rejected"),
+    ("chosen", "rejected", "why"),
     [
         # the conversations part at the first answer: the user's later words are no answer
-        ([Q, A, user("x"), bot("1")], [Q, bot("B"), user("y"), bot("2")]),
-        ([Q, A, user("x"), bot("1")], [Q, bot("B")]),
-        ([Q, A, user("x"), bot("1")], [Q, bot("B"), user("x"), bot("1")]),
+        ([Q, A, user("x"), bot("1")], [Q, bot("B"), user("y"), bot("2")], "prompts_differ"),
+        ([Q, A, user("x"), bot("1")], [Q, bot("B")], "unequal_turns"),
+        ([Q, A, user("x"), bot("1")], [Q, bot("B"), user("x"), bot("1")], "prompts_differ"),
     ],
 )
-def test_conversations_that_part_before_the_last_turn(chosen: list[Any], rejected: list[Any]) -> None:
+def test_conversations_that_part_before_the_last_turn(chosen: list[Any], rejected: list[Any], why: str) -> None:
     """There is no shared prompt for the last answer, and the user's turns are not to be learned."""
-    assert reason({"chosen": chosen, "rejected": rejected}) in ("prompts_differ", "last_turn_not_assistant")
+    assert reason({"chosen": chosen, "rejected": rejected}) == why
 
 
 @pytest.mark.parametrize(
@@ -214,6 +226,138 @@ def test_groups_ignore_case_and_white_space() -> None:
     assert group_of([user("What  is\nIT?")]) == group_of([user("what is it?")])
     assert group_of([user("a")]) != group_of([user("b")])
     assert group_of([user("a")]) != group_of([system("S"), user("a")])
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [("t1", "source:t1"), (17, "source:17"), (0, "source:0"), (" t1 ", "source:t1")],
+)
+def test_the_source_s_own_groups(value: Any, expected: str) -> None:
+    """They are the source's: another source's t1 is another group."""
+    row = {"prompt": "Q", "chosen": "A", "rejected": "B", "group_id": value}
+    assert pair(row).group_id == expected
+    assert to_pair(row, "other", "row").group_id == expected.replace("source", "other")
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), "", "  "])
+def test_no_group_of_its_own(value: Any) -> None:
+    """Rows without one must not become one group."""
+    row = {"prompt": "Q", "chosen": "A", "rejected": "B", "group_id": value}
+    assert pair(row).group_id == group_of([user("Q")])
+
+
+def test_an_empty_system_turn_is_left_out() -> None:
+    row = {"chosen": [system(" "), Q, A], "rejected": [system(" "), Q, bot("B")]}
+    assert pair(row).prompt == [Q]
+    assert pair({**row, "system": "S"}).prompt == [system("S"), Q]
+    assert pair({"prompt": [system(""), Q], "chosen": "A", "rejected": "B"}).prompt == [Q]
+    assert reason({"prompt": [system("")], "chosen": "A", "rejected": "B"}) == "empty_prompt"
+
+
+PLAIN = {"prompt": "Q", "chosen": "A", "rejected": "B"}
+TALK = {"chosen": [Q, A, user("Q2"), bot("C")], "rejected": [Q, A, user("Q2"), bot("D")]}
+
+
+@pytest.mark.parametrize(
+    "row", [PLAIN, TALK, SHAREGPT, {**PLAIN, "system": "S"}, {"chosen": HH.format(1), "rejected": HH.format(2)}]
+)
+def test_good_pairs_have_no_findings(row: dict[str, Any]) -> None:
+    assert found(row) == []
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [
+        ({**PLAIN, "tie": True}, "tie"),
+        ({**PLAIN, "score_chosen": 7, "score_rejected": 7.0}, "tie"),
+        ({**PLAIN, "chosen-rating": 3, "rejected-rating": 3}, "tie"),
+        ({**PLAIN, "score_chosen": 0, "score_rejected": 0}, "tie"),
+        ({**PLAIN, "rejected": "A"}, "identical"),
+        ({**PLAIN, "rejected": " A\n"}, "identical"),
+        ({**PLAIN, "chosen": " B\n"}, "identical"),
+        ({"chosen": [Q, A], "rejected": [Q, A]}, "identical"),
+        ({"chosen": [Q, Q, A], "rejected": [Q, Q, bot("B")]}, "not_alternating"),
+        ({"chosen": [bot("Hi"), Q, A], "rejected": [bot("Hi"), Q, bot("B")]}, "not_alternating"),
+        ({"chosen": [Q, A, bot("C")], "rejected": [Q, A, bot("D")]}, "not_alternating"),
+        ({"prompt": "Q", "chosen": [A, bot("more")], "rejected": "B"}, "not_alternating"),
+        ({"prompt": "Q", "chosen": "A", "rejected": [bot("B"), bot("more")]}, "not_alternating"),
+        ({"prompt": [system("S"), system("T"), Q], "chosen": "A", "rejected": "B"}, "not_alternating"),
+        ({"prompt": [Q, A, system("S"), Q], "chosen": "A", "rejected": "B"}, "not_alternating"),
+        ({**PLAIN, "chosen": "A<|im_end|>"}, "control_tokens"),
+        ({**PLAIN, "prompt": "Q </s>"}, "control_tokens"),
+        ({**PLAIN, "rejected": "B<end_of_turn>"}, "control_tokens"),
+        ({**PLAIN, "prompt": "[INST] Q [/INST]"}, "control_tokens"),
+        ({**PLAIN, "system": "<<SYS>>"}, "control_tokens"),
+        ({**PLAIN, "chosen": "A\0"}, "control_characters"),
+        ({**PLAIN, "prompt": "\0Q"}, "control_characters"),
+        ({**PLAIN, "rejected": "B" * (LONGEST_TEXT + 1)}, "too_long"),
+        ({**PLAIN, "prompt": "Q" * (LONGEST_TEXT + 1)}, "too_long"),
+        ({**TALK, "prompt": "another question"}, "prompt_mismatch"),
+        ({**TALK, "prompt": "\n\nHuman: Q\n\nAssistant: another answer\n\nHuman: Q2\n\nAssistant:"}, "prompt_mismatch"),
+        ({**TALK, "prompt": "Q\ud83d"}, "prompt_mismatch"),
+        ({**PLAIN, "toxic": True}, "toxic"),
+        ({**PLAIN, "in_gsm8k_train": True}, "in_gsm8k_train"),
+    ],
+)
+def test_findings(row: dict[str, Any], name: str) -> None:
+    """A row with one defect has one finding."""
+    assert found(row) == [name]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {**PLAIN, "tie": False, "toxic": False, "in_gsm8k_train": False},
+        {**PLAIN, "tie": None, "toxic": None, "in_gsm8k_train": None},
+        {**PLAIN, "tie": "no", "toxic": "no", "in_gsm8k_train": 1},  # flags are true or false, nothing else
+        {**PLAIN, "score_chosen": 7, "score_rejected": 6.9},
+        {**PLAIN, "score_chosen": 7},
+        {**PLAIN, "score_chosen": float("nan"), "score_rejected": float("nan")},
+        {**PLAIN, "rejected": "a"},
+        {**PLAIN, "chosen": "A B", "rejected": "A  B"},
+        {"prompt": [system("S"), Q, A, Q], "chosen": "A", "rejected": "B"},
+        {**PLAIN, "chosen": "<b>bold</b> <|unknown|> INST im_end"},
+        {**PLAIN, "chosen": "A\t\r\n\x01"},
+        {**PLAIN, "chosen": "A" * LONGEST_TEXT},
+        {**TALK, "prompt": "Q"},
+        {**TALK, "prompt": " Q2\n"},
+        {**TALK, "prompt": ""},
+        {**TALK, "prompt": None},
+        {**TALK, "prompt": [user("another")]},  # only a text can be compared
+        {**TALK, "question": "another question"},
+        {**TALK, "prompt": "\n\nHuman: Q\n\nAssistant: A\n\nHuman: Q2\n\nAssistant:"},
+        {"prompt": "\n\nHuman: Q\n\nAssistant: A\n\nHuman: Q2\n\nAssistant:", "chosen": "C", "rejected": "D"},
+        {"prompt": "Human: Q\n\nAssistant:", "chosen": "C", "rejected": "D"},
+    ],
+)
+def test_what_is_no_finding(row: dict[str, Any]) -> None:
+    assert found(row) == []
+
+
+@pytest.mark.parametrize(
+    ("columns", "languages", "is_other"),
+    [
+        ({"language": "de"}, ("en",), True),
+        ({"lang": "pt-BR"}, ("en", "pt"), True),
+        ({"language": "EN"}, ("en",), False),
+        ({"lang": "pt-BR"}, ("pt-BR",), False),
+        ({"lang": "de"}, ("en", "de"), False),
+        ({"language": None, "lang": "de"}, ("en",), True),
+        ({"language": "de"}, (), False),  # none is asked for
+        ({}, ("en",), False),  # the row does not say
+        ({"language": None}, ("en",), False),
+        ({"language": float("nan")}, ("en",), False),
+        ({"language": ["de"]}, ("en",), False),
+    ],
+)
+def test_languages(columns: dict[str, Any], languages: tuple[str, ...], is_other: bool) -> None:
+    assert found({**PLAIN, **columns}, *languages) == (["other_language"] if is_other else [])
+
+
+def test_every_finding_is_told() -> None:
+    row = {**TALK, "chosen": [Q, Q, bot("\0</s>")], "rejected": [Q, Q, bot("\0</s>")], "toxic": True, "lang": "de"}
+    expected = ["other_language", "identical", "not_alternating", "control_tokens", "control_characters", "toxic"]
+    assert found(row, "en") == expected
 
 
 def test_text_of_keeps_roles_apart() -> None:
@@ -257,6 +401,10 @@ rows = st.one_of(
             "system": fields,
             "score_chosen": scores,
             "score_rejected": scores,
+            "group_id": anything,
+            "language": anything,
+            "tie": anything,
+            "toxic": anything,
         },
     ),
 )
@@ -267,27 +415,32 @@ rows = st.one_of(
 @example({"prompt": "Q\ud83d", "chosen": "A", "rejected": "B"})
 @example({"prompt": "Q", "chosen": "A\ud83d", "rejected": "B"})
 @example({"prompt": "Q", "chosen": "A", "rejected": "B", "score_chosen": 10**400})
+@example({"prompt": "Q", "chosen": "A", "rejected": "B", "group_id": "\ud83d"})
+@example({"prompt": "Q\ud83d", "chosen": [{"role": "user", "content": "Q"}, A], "rejected": [Q, {**A, "content": "B"}]})
 def test_any_row_is_dropped_or_a_valid_pair(row: Any) -> None:
-    """Only Drop is raised; a pair's prompt ends with the user, its answers are the assistant's and differ."""
+    """Only Drop is raised; a pair's prompt ends with the user, its answers are the assistant's; findings has names."""
     try:
-        found = pair(row)
+        made = pair(row)
     except Drop as drop:
-        assert drop.reason in REASONS
+        assert drop.reason in STRUCTURE
         return
-    assert found.prompt[-1]["role"] == "user"
-    assert any(m["role"] == "user" and m["content"].strip() for m in found.prompt)
-    for answer in (found.chosen, found.rejected):
+    assert made.prompt[-1]["role"] == "user"
+    assert any(m["role"] == "user" and m["content"].strip() for m in made.prompt)
+    for answer in (made.chosen, made.rejected):
         assert answer and {m["role"] for m in answer} == {"assistant"}
         assert answer[-1]["content"].strip()
-    assert [m["content"].strip() for m in found.chosen] != [m["content"].strip() for m in found.rejected]
-    for side in ("chosen", "rejected"):
-        assert all(isinstance(m["content"], str) for m in getattr(found, side))
-    if found.score_chosen is not None:
-        assert found.score_chosen != found.score_rejected
+    for side in ("prompt", "chosen", "rejected"):
+        assert all(isinstance(m["content"], str) for m in getattr(made, side))
+    names = findings(made, row, ("en",))
+    assert set(names) <= {*CHOICE, *CONTENT} and len(set(names)) == len(names)
+    if [m["content"].strip() for m in made.chosen] == [m["content"].strip() for m in made.rejected]:
+        assert "identical" in names
+    if made.score_chosen is not None and made.score_chosen == made.score_rejected:
+        assert "tie" in names
     # it can be written and read again
-    again = Pair.model_validate_json(found.model_dump_json())
-    assert (again.prompt, again.chosen, again.rejected) == (found.prompt, found.chosen, found.rejected)
-    assert json.loads(found.model_dump_json())["group_id"] == found.group_id
+    again = Pair.model_validate_json(made.model_dump_json())
+    assert (again.prompt, again.chosen, again.rejected) == (made.prompt, made.chosen, made.rejected)
+    assert json.loads(made.model_dump_json())["group_id"] == made.group_id
 
 
 @pytest.mark.parametrize("turns", range(4))

@@ -16,6 +16,7 @@ from preftune.summary import (
     data_notices,
     headline_rows,
     lineage,
+    mixture_line,
     read_tracked,
     verdict_markdown,
     write_tracked,
@@ -78,11 +79,32 @@ def test_data_notices() -> None:
         ),
         step("source", {"id": "b", "notices": [], "train": {"split": "train", "dropped": {}}}),
     ]
-    assert data_notices(sources, step("mixture", {"notices": ["keep-weights"]})) == [
+    sources[1].info["train"]["warned"] = {"prompt_mismatch": 2}
+    found = [
         "a: split fixed",
         "a (train_prefs): dropped 3 tie, 1 identical",
+        "b (train): warned 2 prompt_mismatch (kept)",
         "keep-weights",
     ]
+    mixture = step("mixture", {"notices": ["keep-weights"]})
+    assert data_notices(sources, mixture, None) == found
+    reason = step("lengths", {"not_counted": "no tokenizer.json"})
+    assert data_notices(sources, mixture, reason)[4:] == [
+        "how many pairs max_length cuts could not be counted: no tokenizer.json"
+    ]
+    whole = {"pairs": 90, "max_length": 512, "counts": {"identical_after_cut": 0}, "cut": 0}
+    cut = {**whole, "cut": 7, "counts": {"identical_after_cut": 2}, "max_length_95": 640, "max_length_99": 1024}
+    assert data_notices(sources, mixture, step("lengths", {"train": cut, "test": whole}))[4:] == [
+        "training pairs left out at max_length=512: 2 identical_after_cut",
+        "7 of 90 training pairs are cut at max_length=512: 95 % would fit whole in 640 tokens, 99 % in 1024",
+    ]
+
+
+def test_mixture_line() -> None:
+    one = {"train": 1200, "test": 90, "by_source": {"a": 1200}, "shares": {"a": 1.0}}
+    assert mixture_line(one) == "1,200 pairs to train on, 90 held out"
+    two = {**one, "by_source": {"a": 840, "b": 360}, "shares": {"a": 0.7, "b": 0.3}}
+    assert mixture_line(two).endswith("; trained on: a 840 (70.0%), b 360 (30.0%)")
 
 
 def test_lineage() -> None:

@@ -44,6 +44,7 @@ def job(tiny_model: Path, tmp_path: Path) -> dict[str, Any]:
         },
         "train": str(tmp_path / "train.jsonl"),
         "test": str(tmp_path / "test.jsonl"),
+        "left_out": None,
         "eval_pairs": 4,
     }
 
@@ -109,6 +110,14 @@ def test_all_prompts_too_long_is_told(job: dict[str, Any]) -> None:
         train(job)
     dropped = (Path(job["folder"]) / "dropped.jsonl").read_text().splitlines()
     assert len(dropped) == 12
+
+
+def test_pairs_that_were_found_untrainable_are_left_out(job: dict[str, Any]) -> None:
+    """By line number: the lengths step has counted them."""
+    from preftune.training import train
+
+    train({**job, "left_out": {"train": [0, 3, 11], "test": [0]}})
+    assert json.loads((Path(job["folder"]) / "train.json").read_text())["pairs"] == 9
 
 
 def test_a_gradient_that_is_not_finite_stops_the_training(job: dict[str, Any], tmp_path: Path) -> None:

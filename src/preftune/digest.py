@@ -38,10 +38,10 @@ def code_version(*modules: str) -> str:
     """Digest of the source of our own modules, so that a step runs anew when its logic changed.
 
     Args:
-        modules: File names without `.py` under `src/preftune`.
+        modules: File names under `src/preftune`; without an ending they are `.py`.
     """
     here = Path(__file__).parent
-    return files_digest(here, [f"{m}.py" for m in modules])
+    return files_digest(here, [m if "." in m else f"{m}.py" for m in modules])
 
 
 def library_versions(*names: str) -> dict[str, str]:

@@ -75,7 +75,8 @@ def evaluate(job: dict[str, Any]) -> None:
 
     Args:
         job: `folder`, `model_path`, `revision`, `chat_template`, `dtype`, `policy` (a folder, for the policy
-            only), `pairs` (file), `evaluation` (the recipe's section), `max_length`, `truncation`, `threads`.
+            only), `pairs` (file), `left_out` (as in training.py), `evaluation` (the recipe's section), `max_length`,
+            `truncation`, `threads`.
 
     Writes:
         pairs.jsonl: row_id, group_id, source, chosen_logp, rejected_logp (nats, summed over the answer's
@@ -98,16 +99,20 @@ def evaluate(job: dict[str, Any]) -> None:
     timing["load"] = time.monotonic() - began
     pairs = load_pairs(Path(job["pairs"]))[: settings["max_pairs"]]
     tokens = [tokenize_pair(tokenizer, p) for p in pairs]
-    fits = [len(t.prompt) < max_length or job["truncation"] == "keep_end" for t in tokens]
+    gone = None if job["left_out"] is None else set(job["left_out"]["test"])
+    fits = [
+        i not in gone if gone is not None else len(t.prompt) < max_length or job["truncation"] == "keep_end"
+        for i, t in enumerate(tokens)
+    ]
     if not any(fits):
         raise UserError(
-            f"every held-out prompt is longer than max_length={max_length} tokens",
+            f"no held-out pair can be measured at max_length={max_length}: its prompt alone fills it",
             "max_length",
             "raise max_length",
         )
     if left_out := [p.row_id for p, ok in zip(pairs, fits, strict=True) if not ok]:
-        tell(f"{len(left_out)} of {len(pairs)} held-out pairs left out: the prompt alone fills max_length={max_length}")
-    _write(folder / "dropped.jsonl", [{"row_id": r, "reason": "prompt_fills_max_length"} for r in left_out])
+        tell(f"{len(left_out)} of {len(pairs)} held-out pairs left out: nothing of them is left at {max_length=}")
+    _write(folder / "dropped.jsonl", [{"row_id": r} for r in left_out])
     pairs = [p for p, ok in zip(pairs, fits, strict=True) if ok]
     tokens = [t for t, ok in zip(tokens, fits, strict=True) if ok]
 

@@ -6,10 +6,11 @@
 import os
 from typing import Any
 
-from preftune import accelerate_configs
+from preftune import accelerate_configs, check_list
 from preftune.digest import code_version, file_sha256, json_digest, library_versions
 from preftune.known_keys import snapshot
 from preftune.models import StartingModel
+from preftune.registry import default_languages
 from preftune.schema import Mixture, Recipe, Validation
 from preftune.sources import Source
 from preftune.store import StepResult
@@ -32,7 +33,25 @@ _NOT_LEARNED = {
     "dataset_num_proc",
 }
 _VERDICT_CODE = ("verdict", "gate", "statistics")
-_EVALUATION_CODE = ("evaluation", "scoring", "tokens", "lm_eval_pairs")
+_READING_CODE = (
+    "sources",
+    "layout",
+    "readers",
+    "text_rows",
+    "arrow_rows",
+    "shuffle",
+    "adapters",
+    "trees",
+    "pairs",
+    "checks",
+    "check_list",
+)
+_TEMPLATES = ("templates/style.css.j2", "templates/parts.html.j2")
+_AUDIT_CODE = (
+    *("audit", "audit_advice", "audit_measures", "audit_page", "audit_plots", "audit_samples", "audit_tables"),
+    *("plots", "statistics", "check_list", "data_steps", "templates/audit.html.j2", *_TEMPLATES),
+)
+_EVALUATION_CODE = ("evaluation", "scoring", "tokens", "lm_eval_pairs", "lengths", "pair_tokenizer")
 
 
 def threads() -> int:
@@ -50,29 +69,67 @@ def truncation(recipe: Recipe) -> str:
     return recipe.training.get("truncation_mode", "keep_start")
 
 
-def source_key(source: Source, validation: Validation) -> str:
-    """Key of a checked dataset: its bytes, how they are read, the checks."""
+def source_key(source: Source, validation: Validation, seed: int) -> str:
+    """Key of a checked dataset: its bytes, how they are read, the checks; the seed where it draws."""
     entry = source.entry.model_dump(exclude={"weight", "id"})
     return json_digest(
         {
             "id": source.entry.id,
             "digest": source.digest,
             "entry": entry,
-            "validation": validation.model_dump(),
-            "code": code_version("sources", "pairs", "checks"),
+            "seed": seed if source.entry.max_rows is not None else None,
+            "validation": validation.model_dump(exclude={"near_duplicates", "decontaminate"}),
+            "languages": validation.languages or default_languages(source.entry.id),
+            "code": code_version(*_READING_CODE),
         }
     )
 
 
-def mixture_key(sources: list[StepResult], mixture: Mixture) -> str:
-    """Key of a mixture: the checked pairs, weights, seed, split."""
+def mixture_key(
+    sources: list[StepResult], mixture: Mixture, validation: Validation, evaluation_sets: list[Source]
+) -> str:
+    """Key of a mixture: the checked pairs, weights, seed, split, and what they must not overlap with."""
     entries = [{"id": e.id, "weight": e.weight, "held_out": bool(e.test_split)} for e in mixture.datasets]
     return json_digest(
         {
             "sources": [s.digest for s in sources],
             "entries": entries,
             "mixture": mixture.model_dump(exclude={"datasets"}),
-            "code": code_version("mixture", "pairs"),
+            "near_duplicates": validation.near_duplicates,
+            "severity": {name: validation.does(name) for name in check_list.MIXTURE},
+            "evaluation_sets": sorted(s.digest for s in evaluation_sets),
+            "code": code_version("mixture", "pairs", "overlap", "decontamination", "check_list"),
+        }
+    )
+
+
+def lengths_key(recipe: Recipe, model: StartingModel, mixture: StepResult) -> str:
+    """Key of the token counts: the pairs, tokenizer and template, and where sequences are cut."""
+    severity = {name: recipe.validation.does(name) for name in check_list.TOKENS}
+    return json_digest(
+        {
+            "step": "lengths",
+            "model": model.digest,
+            "pairs": [mixture.info["train_sha256"], mixture.info["test_sha256"]],
+            "max_length": max_length(recipe),
+            "truncation": truncation(recipe),
+            "validation": [recipe.validation.max_dropped, severity],
+            "code": code_version("lengths", "pair_tokenizer", "pairs", "data_steps"),
+            "libraries": library_versions("tokenizers"),
+        }
+    )
+
+
+def audit_key(recipe: Recipe, lengths: StepResult | None, sources: list[StepResult], mixture: StepResult) -> str:
+    """Key of an audit: what it shows."""
+    return json_digest(
+        {
+            "step": "audit",
+            "sources": [s.key for s in sources],
+            "mixture": mixture.key,
+            "lengths": lengths.key if lengths else None,
+            "seed": recipe.mixture.seed,
+            "code": code_version(*_AUDIT_CODE),
         }
     )
 
@@ -116,7 +173,7 @@ def train_key(recipe: Recipe, workspace: Workspace, model: StartingModel, mixtur
             "device": accelerate_configs.device(),
             "tensorboard": recipe.training.get("report_to", "none"),
             "threads": threads(),
-            "code": code_version("training", "trainer", "tokens", "checkpoints"),
+            "code": code_version("training", "trainer", "tokens", "checkpoints", "lengths", "pair_tokenizer"),
             "libraries": library_versions("torch", "transformers", "trl", "peft", "accelerate"),
         }
     )
@@ -148,6 +205,6 @@ def verdict_key(recipe: Recipe, baseline: StepResult, train: StepResult, policy:
             "train": train.digest,
             "beta": beta(recipe),
             "gate": recipe.gate.model_dump(),
-            "code": code_version(*_VERDICT_CODE, "report", "plots"),
+            "code": code_version(*_VERDICT_CODE, "report", "plots", "templates/report.html.j2", *_TEMPLATES),
         }
     )

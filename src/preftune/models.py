@@ -43,6 +43,7 @@ class StartingModel:
         revision: The hub commit; None for a folder.
         digest: What its weights, configuration, tokenizer and template depend on.
         template: The chat template in force (the recipe's wins).
+        files: Local folder of its tokenizer and configuration (a hub model's weights need not be there).
     """
 
     name: str
@@ -50,6 +51,7 @@ class StartingModel:
     revision: str | None
     digest: str
     template: str
+    files: str = ""
 
 
 def embedded_folder(workspace: Workspace) -> Path:
@@ -179,7 +181,7 @@ def find_model(recipe: Recipe, workspace: Workspace) -> StartingModel:
         )
     content = f"{name}@{commit}" if is_hub else _folder_digest(folder, workspace.models / "digests.json")
     digest = json_digest({"content": content, "template": template, "dtype": recipe.model.get("dtype")})
-    return StartingModel(name, name if is_hub else str(folder), commit, digest, template)
+    return StartingModel(name, name if is_hub else str(folder), commit, digest, template, str(folder))
 
 
 def _hub_snapshot(name: str, revision: str | None) -> tuple[Path, str]:

@@ -11,6 +11,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from preftune.check_list import REASONS
+
 Message = dict[str, str]
 
 ROLES = {
@@ -25,6 +27,7 @@ ROLES = {
 }
 PROMPT_COLUMNS = ("prompt", "conversations", "question", "instruction", "input", "query")
 SYSTEM_COLUMNS = ("system", "system_prompt")
+LONGEST_TEXT = 1_000_000  # characters; no model here reads a tenth of it
 
 # Control tokens of common chat templates: inside a text they would end a turn or forge one.
 _CONTROL = re.compile(
@@ -32,23 +35,6 @@ _CONTROL = re.compile(
     r"assistant|system)\|>|<(?:start_of_turn|end_of_turn)>|\[/?INST\]|<</?SYS>>|</s>"
 )
 _TURN = re.compile(r"\n\n(Human|Assistant):")
-
-REASONS = {
-    "not_an_object": "the row is not an object with named fields",
-    "missing_answer": "chosen or rejected is missing",
-    "wrong_type": "prompt, chosen or rejected is neither text nor a list of messages",
-    "unknown_role": "a message has a role other than user, assistant or system",
-    "empty_prompt": "the prompt is missing or empty",
-    "empty_answer": "an answer has no text",
-    "last_turn_not_assistant": "an answer does not consist of the assistant's turns",
-    "prompts_differ": "chosen and rejected answer different prompts",
-    "identical": "chosen and rejected are the same text",
-    "tie": "both answers have the same score",
-    "control_tokens": "a text contains a chat template's control tokens",
-    "broken_text": "a text holds half a character (it was cut inside an emoji)",
-    "duplicate": "the same pair stands earlier in this source",
-    "contradiction": "the same two answers stand in this source the other way round",
-}
 
 
 class Pair(BaseModel):
@@ -100,9 +86,9 @@ def _message(value: Any) -> Message:
     if not isinstance(content, str):
         raise Drop("wrong_type")
     _encodable(content)
-    if not isinstance(role, str) or role.lower() not in ROLES:
+    if not isinstance(role, str) or role.strip().lower() not in ROLES:
         raise Drop("unknown_role")
-    return {"role": ROLES[role.lower()], "content": content}
+    return {"role": ROLES[role.strip().lower()], "content": content}
 
 
 def _transcript(text: str) -> list[Message]:
@@ -128,8 +114,8 @@ def _messages(value: Any, role: str) -> list[Message]:
         return [_message(value)]
     if isinstance(value, list | tuple):
         return [_message(m) for m in value]
-    if hasattr(value, "tolist"):  # parquet gives numpy arrays of dicts
-        return [_message(m) for m in value.tolist()]
+    if hasattr(value, "tolist") and isinstance(listed := value.tolist(), list):  # parquet gives numpy arrays of dicts
+        return [_message(m) for m in listed]
     raise Drop("wrong_type")
 
 
@@ -141,12 +127,14 @@ def _first(row: Mapping[str, Any], names: tuple[str, ...]) -> Any:
     return next((row[n] for n in names if n in row and not _has_no_value(row[n])), None)
 
 
+def is_number(value: Any) -> bool:
+    """Whether it is a number, and no endless one; JSON's true is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300
+
+
 def _score(row: Mapping[str, Any], side: str) -> float | None:
-    for name in (f"score_{side}", f"{side}_score", f"{side}-rating", f"{side}_rating"):
-        value = row.get(name)
-        if isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300:
-            return float(value)
-    return None
+    names = (f"score_{side}", f"{side}_score", f"{side}-rating", f"{side}_rating")
+    return next((float(row[n]) for n in names if is_number(row.get(n))), None)
 
 
 def text_of(messages: list[Message]) -> str:
@@ -174,11 +162,16 @@ def _split_prompt(
         return asked, chosen, rejected
     # Both sides carry the conversation. A separate `prompt` beside them only repeats it: as text it
     # lacks the turns, as a list it would be trained on twice.
-    if chosen == rejected:
-        raise Drop("identical")
-    shared = 0
-    while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
-        shared += 1
+    for side in (chosen, rejected):
+        if not side or side[-1]["role"] != "assistant":
+            raise Drop("last_turn_not_assistant")
+    if len(chosen) != len(rejected):
+        raise Drop("unequal_turns")
+    shared = len(chosen)  # up to the last user's turn; only what the assistant says after it may differ
+    while shared and chosen[shared - 1]["role"] == rejected[shared - 1]["role"] == "assistant":
+        shared -= 1
+    if chosen[:shared] != rejected[:shared]:
+        raise Drop("prompts_differ")
     return chosen[:shared], chosen[shared:], rejected[shared:]
 
 
@@ -188,7 +181,8 @@ def to_pair(row: Any, source: str, row_id: str) -> Pair:
     Args:
         row: Columns by name. Known shapes: `chosen`/`rejected` as texts, message lists, single messages
             (also ShareGPT's `from`/`value`) or hh-rlhf transcripts, with or without a prompt
-            (`prompt`, `conversations`, `question`, …) and a system text.
+            (`prompt`, `conversations`, `question`, …) and a system text; a `group_id` where the source has one.
+            Other datasets' columns are brought to these by `adapters.py`.
         source: The dataset's id.
         row_id: Where the row stands in it.
 
@@ -206,32 +200,32 @@ def to_pair(row: Any, source: str, row_id: str) -> Pair:
         if isinstance(asked, str) and isinstance(more, str) and more.strip():
             asked = f"{asked}\n{more}"
     prompt, chosen, rejected = _split_prompt(asked, chosen, rejected)
+    if prompt and prompt[0]["role"] == "system" and not prompt[0]["content"].strip():
+        prompt = prompt[1:]
     system = _first(row, SYSTEM_COLUMNS)
     if isinstance(system, str):
         _encodable(system)
     if isinstance(system, str) and system.strip() and (not prompt or prompt[0]["role"] != "system"):
         prompt = [{"role": "system", "content": system}, *prompt]
     _check(prompt, chosen, rejected)
-    scores = _score(row, "chosen"), _score(row, "rejected")
-    if scores[0] is not None and scores[0] == scores[1]:
-        raise Drop("tie")
+    group = row.get("group_id")
+    group = "" if _has_no_value(group) else str(group).strip()
+    _encodable(group)
     return Pair(
         prompt=prompt,
         chosen=chosen,
         rejected=rejected,
         source=source,
         row_id=row_id,
-        group_id=group_of(prompt),
-        score_chosen=scores[0],
-        score_rejected=scores[1],
+        group_id=f"{source}:{group}" if group else group_of(prompt),
+        score_chosen=_score(row, "chosen"),
+        score_rejected=_score(row, "rejected"),
     )
 
 
 def _check(prompt: list[Message], chosen: list[Message], rejected: list[Message]) -> None:
     for answer in (chosen, rejected):
-        if answer and answer[0]["role"] == "user":
-            raise Drop("prompts_differ")
-        if not answer or answer[-1]["role"] != "assistant" or any(m["role"] != "assistant" for m in answer):
+        if not answer or any(m["role"] != "assistant" for m in answer):
             raise Drop("last_turn_not_assistant")
         if not answer[-1]["content"].strip() or not answer[0]["content"].strip():
             raise Drop("empty_answer")
@@ -239,7 +233,56 @@ def _check(prompt: list[Message], chosen: list[Message], rejected: list[Message]
         raise Drop("empty_prompt")
     if prompt[-1]["role"] != "user":
         raise Drop("prompts_differ")
-    if [m["content"].strip() for m in chosen] == [m["content"].strip() for m in rejected]:
-        raise Drop("identical")
-    if any(_CONTROL.search(m["content"]) for m in (*prompt, *chosen, *rejected)):
-        raise Drop("control_tokens")
+
+
+def _alternates(messages: list[Message]) -> bool:
+    roles = [m["role"] for m in messages]
+    turns = roles[1:] if roles[0] == "system" else roles
+    return all(role == ("user", "assistant")[i % 2] for i, role in enumerate(turns))
+
+
+def _same_question(asked: Any, prompt: list[Message]) -> bool:
+    """Whether a text column `prompt` holds the conversation's own texts: one of its questions, or its transcript."""
+    if not isinstance(asked, str):
+        return True
+    try:
+        texts = [m["content"].strip() for m in _messages(asked, "user")]
+    except Drop:
+        return False
+    return all(any(text in m["content"] for m in prompt) for text in texts)
+
+
+def findings(pair: Pair, row: Mapping[str, Any], languages: tuple[str, ...] | None = None) -> list[str]:
+    """Names of the checks (`check_list.CHOICE` and `CONTENT`) that a pair fails, looked at by itself.
+
+    Args:
+        pair: From `to_pair`.
+        row: The row that it was made from.
+        languages: Those to keep, where the row names its own (`language` or `lang`).
+    """
+    found = []
+    messages = [*pair.prompt, *pair.chosen, *pair.rejected]
+    language = _first(row, ("language", "lang"))
+    if languages and isinstance(language, str) and language.casefold() not in map(str.casefold, languages):
+        found.append("other_language")
+    if row.get("tie") is True or (pair.score_chosen is not None and pair.score_chosen == pair.score_rejected):
+        found.append("tie")
+    if pair.score_chosen is not None and pair.score_rejected is not None and pair.score_chosen < pair.score_rejected:
+        found.append("score_inverted")
+    if [m["content"].strip() for m in pair.chosen] == [m["content"].strip() for m in pair.rejected]:
+        found.append("identical")
+    if not _alternates(pair.prompt) or len(pair.chosen) > 1 or len(pair.rejected) > 1:
+        found.append("not_alternating")
+    if any(_CONTROL.search(m["content"]) for m in messages):
+        found.append("control_tokens")
+    if any("\0" in m["content"] for m in messages):
+        found.append("control_characters")
+    if any(len(m["content"]) > LONGEST_TEXT for m in messages):
+        found.append("too_long")
+    if not _same_question(row.get("prompt"), pair.prompt):
+        found.append("prompt_mismatch")
+    if row.get("toxic") is True:
+        found.append("toxic")
+    if row.get("in_gsm8k_train") is True:
+        found.append("in_gsm8k_train")
+    return found

@@ -1,15 +1,11 @@
 """What a run would do, told in seconds and without training: `preftune check`."""
 
-import json
 import math
-from pathlib import Path
 from typing import Any
 
 from preftune import accelerate_configs, keys, store
 from preftune.known_keys import snapshot
-from preftune.mixture import load_pairs
 from preftune.models import StartingModel
-from preftune.pairs import Pair
 from preftune.schema import Recipe
 from preftune.store import StepResult
 from preftune.workspace import Workspace
@@ -33,39 +29,12 @@ def step_count(pairs: int, recipe: Recipe, processes: int) -> tuple[int, int]:
     return (limit if limit > 0 else wanted), batch * accumulation
 
 
-def count_tokens(pairs: list[Pair], model: StartingModel, folder: Path) -> list[tuple[int, int]] | None:
-    """Tokens of each pair's two sequences (prompt + chosen, prompt + rejected); None without tokenizer.json.
-
-    The chat template is rendered in jinja2's sandbox, so that nothing heavy is imported.
-    """
-    if not (folder / "tokenizer.json").exists():
-        return None
-    from jinja2 import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-    from tokenizers import Tokenizer
-
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    settings = folder / "tokenizer_config.json"
-    special = json.loads(settings.read_text()) if settings.exists() else {}
-    names = {k: special.get(k) for k in ("bos_token", "eos_token", "pad_token", "unk_token")}
-    tokens = {k: v["content"] if isinstance(v, dict) else v or "" for k, v in names.items()}
-    environment.globals["strftime_now"] = lambda _: ""
-    try:
-        template = environment.from_string(model.template)
-        texts = [
-            template.render(messages=p.prompt + answer, add_generation_prompt=False, **tokens)
-            for p in pairs
-            for answer in (p.chosen, p.rejected)
-        ]
-    except (TemplateError, ArithmeticError, TypeError, ValueError, LookupError):  # an estimate is not worth an error
-        return None
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    lengths = [len(e.ids) for e in tokenizer.encode_batch(texts, add_special_tokens=False)]
-    return list(zip(lengths[::2], lengths[1::2], strict=True))
-
-
 def make_plan(
-    recipe: Recipe, workspace: Workspace, model: StartingModel | None, sources: list[StepResult], mixture: StepResult
+    recipe: Recipe,
+    workspace: Workspace,
+    model: StartingModel | None,
+    mixture: StepResult,
+    lengths: StepResult | None,
 ) -> dict[str, Any]:
     """Steps, effective batch, tokens, and which results would be reused.
 
@@ -73,15 +42,17 @@ def make_plan(
         recipe: The resolved recipe.
         workspace: Where earlier results stand.
         model: The starting model; None if it has yet to be fetched.
-        sources: The checked datasets.
         mixture: The mixture.
+        lengths: The pairs' tokens; None if the starting model has yet to be fetched.
     """
+    counted = lengths.info["train"] if lengths and "train" in lengths.info else None
+    pairs = mixture.info["train"] - (sum(counted["counts"].values()) if counted else 0)
     config = accelerate_configs.choose(workspace, recipe.accelerate_config)
     processes = accelerate_configs.processes(config)
-    count, batch = step_count(mixture.info["train"], recipe, processes)
+    count, batch = step_count(pairs, recipe, processes)
     plan: dict[str, Any] = {
         "model": recipe.model_name,
-        "train_pairs": mixture.info["train"],
+        "train_pairs": pairs,
         "test_pairs": mixture.info["test"],
         "steps": count,
         "effective_batch": batch,
@@ -94,18 +65,14 @@ def make_plan(
     }
     if model is None:
         return plan
-    if (folder := Path(model.path)).is_dir():
-        pairs = load_pairs(mixture.folder(workspace) / "train.jsonl")
-        if (tokens := count_tokens(pairs, model, folder)) is not None:
-            limit = int(training_value(recipe, "max_length") or 10**6)
-            used = sum(min(t, limit) for both in tokens for t in both)
-            seen = float(count * batch)
-            if int(training_value(recipe, "max_steps")) <= 0:  # an epoch's last batch is smaller
-                seen = min(seen, float(training_value(recipe, "num_train_epochs")) * len(pairs))
-            plan["tokens"] = round(used * seen / len(pairs))
-            plan["pairs_cut"] = sum(max(both) > limit for both in tokens)
-            if plan["device"] == "cpu" and model.name.endswith("135M-Instruct"):
-                plan["training_minutes"] = round(plan["tokens"] * CPU_SECONDS_PER_TOKEN / 60, 1)
+    if counted:
+        seen = float(count * batch)
+        if int(training_value(recipe, "max_steps")) <= 0:  # an epoch's last batch is smaller
+            seen = min(seen, float(training_value(recipe, "num_train_epochs")) * pairs)
+        plan["tokens"] = round(counted["tokens"] * seen / pairs)
+        plan["pairs_cut"] = counted["cut"]
+        if plan["device"] == "cpu" and model.name.endswith("135M-Instruct"):
+            plan["training_minutes"] = round(plan["tokens"] * CPU_SECONDS_PER_TOKEN / 60, 1)
     wanted = {
         "baseline": keys.baseline_key(recipe, model, mixture),
         "train": keys.train_key(recipe, workspace, model, mixture),

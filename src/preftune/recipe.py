@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from preftune import known_keys
+from preftune import known_keys, registry
 from preftune.errors import UserError
 from preftune.known_keys import (
     DATASET_SHORTCUT,
@@ -27,6 +27,7 @@ from preftune.known_keys import (
 )
 from preftune.schema import EMBEDDED_MODEL, Recipe
 from preftune.strict_yaml import load_yaml
+from preftune.workspace import find_workspace
 
 # What preftune sets where a recipe is silent, and why TRL's default would not do.
 HOUSE_TRAINING: dict[str, Any] = {
@@ -268,7 +269,7 @@ def resolve(data: dict[str, Any], path: Path) -> Recipe:
         if name in sections and not isinstance(sections[name], dict):
             raise UserError("this section must hold keys", f"{where}: {name}", "see docs/recipes.md")
     try:
-        return Recipe(
+        recipe = Recipe(
             path=path,
             name=path.resolve().parent.name,
             model=model,
@@ -280,3 +281,15 @@ def resolve(data: dict[str, Any], path: Path) -> Recipe:
         )
     except ValidationError as e:
         raise _pydantic_error(e, where, flat) from None
+    return _with_known_datasets(recipe)
+
+
+def _with_known_datasets(recipe: Recipe) -> Recipe:
+    """The recipe with what the registry knows about its datasets: other ids corrected, notices added."""
+    here = find_workspace(recipe=recipe.path)
+    applied = [
+        registry.apply(e, recipe.validation.strict, here.resolve(e.id).exists()) for e in recipe.mixture.datasets
+    ]
+    mixture = recipe.mixture.model_copy(update={"datasets": tuple(entry for entry, _ in applied)})
+    notices = (*recipe.notices, *(n for _, found in applied for n in found))
+    return recipe.model_copy(update={"mixture": mixture, "notices": notices})

@@ -4,10 +4,13 @@ TRL's own keys stay a flat mapping (`Recipe.training`, `Recipe.model`) under exa
 bounds are checked in `known_keys.py`.
 """
 
+import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from preftune.check_list import CHECKS, Severity
 
 EMBEDDED_MODEL = "embedded/SmolLM2-135M-Instruct"
 
@@ -38,9 +41,18 @@ class DatasetEntry(Section):
         return value
 
     weight: float = Field(1.0, gt=0, description="keep: share of this dataset's rows; share: of the mixture")
-    max_rows: int | None = Field(None, ge=1, description="read at most this many rows of the split")
+    max_rows: int | None = Field(None, ge=1, description="keep at most this many pairs of the split, drawn at random")
     revision: str | None = Field(None, description="the hub dataset's commit or tag")
     data_dir: str | None = Field(None, description="subfolder of the dataset")
+    streaming: bool = Field(
+        False, description="read the files in a random order and stop when max_rows pairs are kept: for huge datasets"
+    )
+
+    @model_validator(mode="after")
+    def _streaming(self) -> "DatasetEntry":
+        if self.streaming and self.max_rows is None:
+            raise ValueError("streaming needs max_rows: how many pairs to keep")
+        return self
 
 
 class Mixture(Section):
@@ -70,7 +82,35 @@ class Validation(Section):
     """How strict the data checks are."""
 
     strict: bool = Field(False, description="refuse instead of fixing (for example a split's name)")
-    max_dropped: float = Field(0.5, ge=0, le=1, description="stop when a larger share of a source is dropped")
+    max_dropped: float = Field(0.5, ge=0, le=1, description="stop when a larger share of a source is defective")
+    severity: dict[str, Severity] = Field(
+        default_factory=dict, description="check name → drop, warn or fail; docs/own-data.md lists the checks"
+    )
+    languages: tuple[str, ...] | None = Field(
+        None, description="languages to keep, where a dataset names its rows'; none: the registry's choice"
+    )
+    near_duplicates: float | None = Field(
+        0.8, gt=0, le=1, description="word-trigram Jaccard similarity from which two texts count as one; null: off"
+    )
+    decontaminate: tuple[str, ...] = Field((), description="files or folders whose prompts must not be trained on")
+    max_length_accuracy: float = Field(
+        0.75, ge=0.5, le=1, description="check length_tells: how often guessing by length may be right"
+    )
+
+    @field_validator("severity")
+    @classmethod
+    def _severity(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name, severity in value.items():
+            if name not in CHECKS:
+                near = difflib.get_close_matches(name, CHECKS, 1)
+                raise ValueError(f"{name!r} is no check" + (f" → did you mean {near[0]}?" if near else ""))
+            if severity not in CHECKS[name].allowed:
+                raise ValueError(f"{name}: it can be {' or '.join(CHECKS[name].allowed)}, not {severity}")
+        return value
+
+    def does(self, name: str) -> Severity:
+        """What is done about a row or dataset that fails the check."""
+        return self.severity.get(name, CHECKS[name].severity)
 
 
 PRESETS: dict[str, dict[str, int]] = {

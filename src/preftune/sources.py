@@ -1,24 +1,21 @@
-"""Reading one dataset: which splits it has, its bytes' digest, and its rows; local files or the hub.
+"""Reading one dataset: which splits it has, its bytes' digest, and its rows; local files or the hub."""
 
-Local files are read without the `datasets` library, so that a bad file is named within a second.
-"""
-
-import json
-import os
-import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, takewhile
 from pathlib import Path
-from typing import Any
 
+from preftune import hub
+from preftune.arrow_rows import saved_batches
 from preftune.digest import file_sha256, json_digest
-from preftune.errors import StepError, UserError
-from preftune.hub import is_unreachable
+from preftune.errors import UserError
+from preftune.layout import Splits, folder_splits
+from preftune.readers import ENDINGS, ending, file_parts, file_rows
 from preftune.schema import DatasetEntry
+from preftune.shuffle import shuffled
+from preftune.text_rows import Row
 from preftune.workspace import Workspace
-
-SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
-_SHARD = re.compile(r"^(?P<split>[A-Za-z0-9_.]+?)(?:-\d{5}-of-\d{5}(?:-[0-9a-f]+)?)?$")
 
 # A split that is not there, and the one that is meant; the first that exists is taken.
 SPLIT_FIXES = {
@@ -38,34 +35,21 @@ class Source:
 
     Args:
         entry: The recipe's entry.
-        splits: Split name → its files (local), or no files (hub, saved folder).
+        splits: Split name → its files: local paths, or addresses (`hf://datasets/<id>@<commit>/<path>`).
         kind: `files`, `saved` (a folder written by `save_to_disk`) or `hub`.
         digest: Digest of the bytes (local) or the commit (hub).
         path: The local file or folder.
     """
 
     entry: DatasetEntry
-    splits: dict[str, tuple[Path, ...]]
+    splits: Splits
     kind: str
     digest: str
     path: Path | None = None
 
 
-def _split_files(folder: Path) -> dict[str, tuple[Path, ...]]:
-    """The hub's own layout: `train.jsonl`, `train-00000-of-00002.parquet`, in the folder or its `data/`."""
-    found: dict[str, list[Path]] = {}
-    for place in (folder, folder / "data"):
-        for path in sorted(place.glob("*")):
-            match = _SHARD.match(path.stem)
-            if path.is_file() and path.suffix in SUFFIXES and match:
-                found.setdefault(match["split"], []).append(path)
-        if found:
-            break
-    return {name: tuple(paths) for name, paths in found.items()}
-
-
 def _looks_like_a_path(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or name.endswith(SUFFIXES) or name.count("/") > 1
+    return name.startswith((".", "/", "~")) or name.endswith(ENDINGS) or name.count("/") > 1
 
 
 def find_source(entry: DatasetEntry, workspace: Workspace) -> Source:
@@ -74,75 +58,58 @@ def find_source(entry: DatasetEntry, workspace: Workspace) -> Source:
     Raises:
         UserError: If it is not there, or of a kind that is not read.
     """
-    path = workspace.resolve(entry.id)
-    if path.is_dir() and entry.data_dir:
-        path = path / entry.data_dir
-        if not path.is_dir():
-            raise UserError("there is no such data_dir", f"{entry.id}: {entry.data_dir}", "correct data_dir")
-    if path.is_file():
-        if path.suffix not in SUFFIXES:
-            raise UserError(
-                f"files ending in {path.suffix!r} are not read", entry.id, f"use one of {', '.join(SUFFIXES)}"
-            )
-        if path.stat().st_size == 0:
-            raise UserError("the file is empty", entry.id, "write preference pairs into it, one object a line")
-        return Source(entry, {"train": (path,)}, "files", file_sha256(path), path)
-    if path.is_dir():
-        if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
-            return _saved(entry, path)
-        splits = _split_files(path)
-        if not splits:
-            raise UserError(
-                "the folder holds no split files",
-                entry.id,
-                f"put train.jsonl (or {', '.join(SUFFIXES[1:])}) there",
-            )
-        digest = json_digest({s: [file_sha256(p) for p in ps] for s, ps in splits.items()})
-        return Source(entry, splits, "files", digest, path)
+    try:
+        path = workspace.project / Path(entry.id).expanduser()
+        if path.is_file() or path.is_dir():
+            return _local(entry, path)
+        dangling = path.is_symlink()
+    except PermissionError as e:
+        raise UserError("permission denied", str(e.filename or entry.id), "change its permissions") from None
+    except (OSError, RuntimeError) as e:  # a name too long, an unknown ~user
+        raise UserError(f"no path: {getattr(e, 'strerror', None) or e}", entry.id, "correct the path") from None
+    if dangling:
+        raise UserError("a symbolic link that leads nowhere", str(path), "fetch the file, or correct the path")
     if _looks_like_a_path(entry.id):
         raise UserError("there is no such file or folder", str(path), f"paths are relative to {workspace.project}")
-    return _hub(entry)
+    commit = hub.find_commit(entry.id, entry.revision)
+    splits = hub.split_files(f"{hub.PREFIX}{entry.id}", entry.id, entry.config, entry.data_dir, commit)
+    if not splits:
+        raise UserError("the dataset holds no files that are read", entry.id, f"it needs {', '.join(ENDINGS)}")
+    _check_endings(splits, entry.id)
+    return Source(entry, splits, "hub", f"{entry.id}@{commit}")
 
 
-def _saved(entry: DatasetEntry, path: Path) -> Source:
-    dict_file = path / "dataset_dict.json"
-    splits = json.loads(dict_file.read_text())["splits"] if dict_file.exists() else ["train"]
-    files = sorted(p for p in path.rglob("*.arrow") if not p.name.startswith("cache-"))
-    digest = json_digest({str(p.relative_to(path)): file_sha256(p) for p in files})
-    return Source(entry, {s: () for s in splits}, "saved", digest, path)
-
-
-def _hub(entry: DatasetEntry) -> Source:
-    if os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "TRUE", "True"):
-        raise UserError(
-            "no such file or folder here, and the hub is switched off (HF_HUB_OFFLINE)",
-            entry.id,
-            "correct the path, or unset HF_HUB_OFFLINE",
+def _local(entry: DatasetEntry, path: Path) -> Source:
+    if path.is_file():
+        _check_endings({"train": (str(path),)}, entry.id)
+        _check_sizes({"train": (str(path),)})
+        return Source(entry, {"train": (str(path),)}, "files", file_sha256(path), path)
+    kind, splits = folder_splits(path, entry)
+    if kind == "saved":
+        folder = path / entry.data_dir if entry.data_dir else path
+        files = sorted(Path(f) for files in splits.values() for f in files)
+        return Source(
+            entry, splits, kind, json_digest({str(f.relative_to(folder)): file_sha256(f) for f in files}), path
         )
-    from datasets import get_dataset_split_names
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import RepositoryNotFoundError
+    _check_endings(splits, entry.id)
+    _check_sizes(splits)
+    return Source(
+        entry, splits, kind, json_digest({s: [file_sha256(Path(f)) for f in fs] for s, fs in splits.items()}), path
+    )
 
-    try:
-        commit = HfApi().dataset_info(entry.id, revision=entry.revision, timeout=4).sha
-        names = get_dataset_split_names(entry.id, entry.config, revision=commit, data_dir=entry.data_dir)
-    except RepositoryNotFoundError:
-        raise UserError(
-            "neither a file or folder here nor a dataset on the hub (or one that your token may not see)",
-            entry.id,
-            "correct the name; for a gated dataset accept its terms and set HF_TOKEN",
-        ) from None
-    except ValueError as e:  # HFValidationError (not an id), or an unknown configuration
-        raise UserError(str(e).splitlines()[0], entry.id, "correct the dataset's id or config") from None
-    except Exception as e:
-        if not is_unreachable(e):
-            raise
-        raise UserError(
-            f"not a file or folder here, and the hub cannot be reached ({type(e).__name__})",
-            entry.id,
-            "correct the path, or connect to the network and try again",
-        ) from None
-    return Source(entry, {n: () for n in names}, "hub", f"{entry.id}@{commit}")
+
+def _check_endings(splits: Splits, where: str) -> None:
+    for file in chain.from_iterable(splits.values()):
+        if ending(file) is None:
+            name = file.rpartition("/")[2]
+            suffix = "".join(Path(name).suffixes[-2:] if name.endswith(".gz") else Path(name).suffixes[-1:])
+            raise UserError(f"files ending in {suffix!r} are not read", where, f"use one of {', '.join(ENDINGS)}")
+
+
+def _check_sizes(splits: Splits) -> None:
+    for file in chain.from_iterable(splits.values()):
+        if Path(file).stat().st_size == 0:
+            raise UserError("the file is empty", Path(file).name, "write preference pairs into it, one object a line")
 
 
 def pick_split(source: Source, wanted: str, strict: bool) -> tuple[str, str | None]:
@@ -164,94 +131,35 @@ def pick_split(source: Source, wanted: str, strict: bool) -> tuple[str, str | No
     if fix is None:
         without = "; or remove test_split and set test_split_size" if wanted == entry.test_split else ""
         raise UserError(f"there is no split {wanted!r}", entry.id, f"it has: {have}{without}")
+    sft = wanted == "train_sft" and wanted in source.splits
     if strict:
-        raise UserError(f"there is no split {wanted!r} for DPO", entry.id, f"write {fix} (it has: {have})")
-    return fix, f"{entry.id}: split {wanted!r} is read as {fix!r} (it has: {have})"
+        text = f"split {wanted!r} is meant for SFT" if sft else f"there is no split {wanted!r}"
+        raise UserError(text, entry.id, f"write {fix} (it has: {have})")
+    why = f": {wanted!r} holds the same rows, but is meant for SFT" if sft else ""
+    return fix, f"{entry.id}: split {wanted!r} is read as {fix!r}{why} (it has: {have})"
 
 
-def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    with path.open(encoding="utf-8-sig") as f:
-        for number, line in enumerate(f, 1):
-            if not line.strip():
-                continue
-            try:
-                yield f"{path.name}:{number}", json.loads(line)
-            except (ValueError, RecursionError) as e:  # not JSON, numbers or nesting without end
-                what = getattr(e, "msg", str(e))
-                raise UserError(f"not JSON: {what}", f"{path.name}, line {number}", "one JSON object a line") from None
+def read_rows(source: Source, split: str, seed: int | None = None) -> Iterator[Row]:
+    """Yields (row id, row) of one split, with the recipe's `columns` applied; ids are unique within the source.
 
-
-def _json_array(path: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as e:
-        if e.msg == "Extra data":  # JSON lines under the name .json
-            yield from _json_lines(path)
-            return
-        raise UserError(f"not JSON: {e.msg}", f"{path.name}, line {e.lineno}", "write a list of objects") from None
-    except UnicodeDecodeError:
-        raise
-    except (ValueError, RecursionError) as e:
-        raise UserError(f"not JSON: {e}", path.name, "write a list of objects") from None
-    if isinstance(rows, dict) and "chosen" in rows:  # a single pair
-        rows = [rows]
-    if isinstance(rows, dict):
-        rows = next((v for v in rows.values() if isinstance(v, list)), [rows])
-    if not isinstance(rows, list):
-        raise UserError("not a list of objects", path.name, "write a list of objects, or JSON lines")
-    for number, row in enumerate(rows):
-        yield f"{path.name}[{number}]", row
-
-
-def _csv(path: Path) -> Any:
-    """Texts stay texts (`4`, `None` and `NA` are answers); columns of scores become numbers."""
-    import pandas as pd
-
-    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-    for name in frame.columns:
-        if "score" in str(name) or "rating" in str(name):
-            frame[name] = pd.to_numeric(frame[name], errors="coerce")
-    return frame
-
-
-def _table(path: Path) -> Iterator[tuple[str, Any]]:
-    import pandas as pd
-
-    try:
-        frame = pd.read_parquet(path) if path.suffix == ".parquet" else _csv(path)
-    except Exception as e:  # pandas raises a dozen kinds for a broken file
-        raise UserError(f"cannot be read: {str(e).splitlines()[0]}", path.name, "check the file") from None
-    for number, row in enumerate(frame.to_dict("records")):
-        yield f"{path.name}[{number}]", row
-
-
-def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        reader = {".jsonl": _json_lines, ".json": _json_array}.get(path.suffix, _table)
-        yield from reader(path)
-    except UnicodeDecodeError as e:
-        raise UserError(f"not UTF-8 text: {e.reason}", f"{path.name}, byte {e.start}", "save it as UTF-8") from None
-
-
-def read_rows(source: Source, split: str) -> Iterator[tuple[str, Any]]:
-    """Yields (row id, row) of one split, with the recipe's `columns` applied.
+    Args:
+        source: The dataset.
+        split: One of its splits.
+        seed: Orders the rows of a `streaming` entry at random; None (a first look): the files' order, as always
+            without `streaming`.
 
     Raises:
         UserError: If a file is not what its ending says.
         StepError: If the hub fails while reading (a retry may help).
     """
     entry = source.entry
-    if source.kind == "files":
-        rows = (r for path in source.splits[split] for r in _file_rows(path))
-    else:
-        rows = _library_rows(source, split)
-    # the held-out split may have been read under another name (pick_split)
-    held_out = entry.test_split is not None and pick_split(source, entry.test_split, False)[0] == split
+    rows = _rows(source, split, seed if entry.streaming else None)
+    if entry.columns is None:
+        yield from rows
+        return
     names = entry.columns if isinstance(entry.columns, dict) else {}
     keep = set(entry.columns) if isinstance(entry.columns, list) else None
     for number, (row_id, row) in enumerate(rows):
-        if entry.max_rows is not None and number >= entry.max_rows and not held_out:
-            return
         if isinstance(row, dict):
             needed = {names[side] for side in ("prompt", "chosen", "rejected") if side in names}
             if number == 0 and (missing := sorted(needed - set(row))):
@@ -266,19 +174,26 @@ def read_rows(source: Source, split: str) -> Iterator[tuple[str, Any]]:
         yield row_id, row
 
 
-def _library_rows(source: Source, split: str) -> Iterator[tuple[str, Any]]:
-    import datasets
-    from datasets.exceptions import DatasetsError
-
-    entry = source.entry
+def _rows(source: Source, split: str, seed: int | None) -> Iterator[Row]:
+    files = source.splits[split]
     if source.kind == "saved":
-        data = datasets.load_from_disk(str(source.path))
-        data = data[split] if isinstance(data, datasets.DatasetDict) else data
-    else:
-        commit = source.digest.rpartition("@")[2]
-        try:
-            data = datasets.load_dataset(entry.id, entry.config, split=split, revision=commit, data_dir=entry.data_dir)
-        except (OSError, DatasetsError) as e:
-            raise StepError(f"the hub dataset could not be read: {e}", entry.id, "try again") from e
-    for number, row in enumerate(data):
-        yield f"{split}[{number}]", row
+        if seed is None:
+            return chain.from_iterable(saved_batches(files, split))
+        return shuffled([files], lambda all_files: saved_batches(all_files, split), seed)
+    labels = _labels(source)
+    if seed is not None:
+        return shuffled(files, lambda file: file_parts(file, labels[file]), seed)
+    fetched = source.kind == "hub" and not source.entry.streaming
+    return chain.from_iterable(file_rows(hub.fetch(f) if fetched else f, labels[f]) for f in files)
+
+
+def _labels(source: Source) -> dict[str, str]:
+    """What a file is called in row ids: its name; where several have one name, the path below their folder."""
+    files = list(dict.fromkeys(chain.from_iterable(source.splits.values())))
+    paths = [f.split("/") for f in files]
+    names = Counter(path[-1] for path in paths)
+    common = sum(1 for _ in takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False)))
+    return {
+        file: path[-1] if names[path[-1]] == 1 else "/".join(path[common:])
+        for file, path in zip(files, paths, strict=True)
+    }

@@ -1,5 +1,5 @@
-"""The pipeline's steps as plain functions. What each depends on is told by `keys.py`; `tasks/` wraps each in a
-Prefect task.
+"""The steps that load a model, and the verdict, as plain functions (the data's stand in data_steps.py). What each
+depends on is told by `keys.py`; `tasks/` wraps each in a Prefect task.
 """
 
 import json
@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from preftune import accelerate_configs, keys, store
-from preftune.checks import check_source
 from preftune.children import launch_command, read_json_lines, run_child
-from preftune.digest import file_sha256
-from preftune.mixture import build_mixture
+from preftune.data_steps import left_out
 from preftune.models import StartingModel
-from preftune.schema import Mixture, Recipe, Validation
-from preftune.sources import Source
+from preftune.schema import Recipe
 from preftune.store import StepResult
+from preftune.summary import length_notices
 from preftune.workspace import Workspace
 
 Tell = Callable[[str], None]
@@ -25,26 +23,6 @@ Tell = Callable[[str], None]
 
 def _quiet(_: str) -> None:
     pass
-
-
-def make_source(workspace: Workspace, key: str, source: Source, validation: Validation) -> StepResult:
-    """Converts and checks one dataset; see `checks.check_source`."""
-    return store.make(workspace, "source", key, lambda folder: check_source(source, validation, folder))
-
-
-def make_mixture(workspace: Workspace, key: str, sources: list[StepResult], mixture: Mixture) -> StepResult:
-    """Samples and splits; the info holds counts, shares, and the digests of both sides."""
-
-    def build(folder: Path) -> dict[str, Any]:
-        places = [s.folder(workspace) for s in sources]
-        files = [
-            (p / "train.jsonl", p / "test.jsonl" if e.test_split else None)
-            for p, e in zip(places, mixture.datasets, strict=True)
-        ]
-        info = build_mixture(files, mixture, folder)
-        return info | {f"{side}_sha256": file_sha256(folder / f"{side}.jsonl") for side in ("train", "test")}
-
-    return store.make(workspace, "mixture", key, build)
 
 
 def _child_env() -> dict[str, str]:
@@ -91,6 +69,7 @@ def _make_evaluation(
     recipe: Recipe,
     model: StartingModel,
     mixture: StepResult,
+    lengths: StepResult,
     policy: Path | None,
     tell: Tell,
 ) -> StepResult:
@@ -102,6 +81,7 @@ def _make_evaluation(
             "policy": str(policy) if policy else None,
             "pairs": str(mixture.folder(workspace) / "test.jsonl"),
             "evaluation": recipe.evaluation.model_dump(),
+            "left_out": left_out(lengths, workspace),
             "max_length": keys.max_length(recipe),
             "truncation": keys.truncation(recipe),
         }
@@ -139,10 +119,11 @@ def make_baseline(
     recipe: Recipe,
     model: StartingModel,
     mixture: StepResult,
+    lengths: StepResult,
     tell: Tell = _quiet,
 ) -> StepResult:
     """Evaluates the starting model on the held-out side."""
-    return _make_evaluation(workspace, "baseline", key, recipe, model, mixture, None, tell)
+    return _make_evaluation(workspace, "baseline", key, recipe, model, mixture, lengths, None, tell)
 
 
 def make_train(
@@ -151,6 +132,7 @@ def make_train(
     recipe: Recipe,
     model: StartingModel,
     mixture: StepResult,
+    lengths: StepResult,
     tell: Tell = _quiet,
 ) -> StepResult:
     """Trains the policy; goes on from the newest whole checkpoint of an earlier try."""
@@ -164,6 +146,7 @@ def make_train(
             "training": recipe.training,
             "train": str(data / "train.jsonl"),
             "test": str(data / "test.jsonl"),
+            "left_out": left_out(lengths, workspace),
             "eval_pairs": recipe.evaluation.training_pairs,
         }
         _run(workspace, "preftune.training", job, key, recipe.accelerate_config, tell)
@@ -193,12 +176,13 @@ def make_policy(
     recipe: Recipe,
     model: StartingModel,
     mixture: StepResult,
+    lengths: StepResult,
     train: StepResult,
     tell: Tell = _quiet,
 ) -> StepResult:
     """Evaluates the trained policy on the same pairs and prompts as the baseline."""
     policy = train.folder(workspace) / "model"
-    return _make_evaluation(workspace, "policy", key, recipe, model, mixture, policy, tell)
+    return _make_evaluation(workspace, "policy", key, recipe, model, mixture, lengths, policy, tell)
 
 
 def make_verdict(
@@ -229,6 +213,7 @@ def make_verdict(
         found = compare(
             places["baseline"], places["policy"], results["train"].info, keys.beta(recipe), recipe.gate, folder
         )
+        mixture = results["mixture"].info
         answers = [read_json_lines(places[s] / "answers.jsonl") for s in ("baseline", "policy")]
         report = ReportInput(
             name=recipe.name,
@@ -237,7 +222,7 @@ def make_verdict(
             margins=[m for row in read_json_lines(folder / "comparison.jsonl") if (m := row["margin"]) is not None],
             answers=list(zip(*answers, strict=True)),
             sources=[s.info for s in results["source"]],
-            mixture=results["mixture"].info,
+            mixture={**mixture, "notices": mixture["notices"] + length_notices(results["lengths"])},
             training=results["train"].info,
             recipe=recipe.resolved(),
             steps=steps,

@@ -27,7 +27,7 @@ class StepResult(BaseModel):
     """What a step hands to the next one: names and numbers, never data.
 
     Args:
-        step: `source`, `mixture`, `baseline`, `train`, `policy` or `verdict`.
+        step: `source`, `mixture`, `lengths`, `baseline`, `train`, `policy` or `verdict`.
         key: What the result depends on, as a digest.
         digest: What came out, as a digest of the files' bytes (without logs and timings).
         info: Counts and figures.

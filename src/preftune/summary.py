@@ -54,15 +54,47 @@ def verdict_markdown(info: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def data_notices(sources: list[StepResult], mixture: StepResult) -> list[str]:
-    """What was fixed or dropped, a line each."""
+def data_notices(sources: list[StepResult], mixture: StepResult, lengths: StepResult | None) -> list[str]:
+    """What was fixed, dropped or kept with a warning, a line each."""
     lines = [n for s in sources for n in s.info["notices"]]
     for source in sources:
         for side in ("train", "test"):
-            if dropped := source.info.get(side, {}).get("dropped"):
-                reasons = ", ".join(f"{n} {r}" for r, n in dropped.items())
-                lines.append(f"{source.info['id']} ({source.info[side]['split']}): dropped {reasons}")
-    return lines + mixture.info["notices"]
+            found = source.info.get(side, {})
+            for what in ("dropped", "warned"):
+                if counts := found.get(what):
+                    reasons = ", ".join(f"{n} {r}" for r, n in counts.items())
+                    kept = " (kept)" if what == "warned" else ""
+                    lines.append(f"{source.info['id']} ({found['split']}): {what} {reasons}{kept}")
+    return lines + mixture.info["notices"] + length_notices(lengths)
+
+
+def mixture_line(info: dict[str, Any]) -> str:
+    """The mixture's realised counts in one line."""
+    line = f"{info['train']:,} pairs to train on, {info['test']:,} held out"
+    if len(info["by_source"]) < 2:
+        return line
+    parts = (f"{name} {n:,} ({info['shares'][name]:.1%})" for name, n in info["by_source"].items())
+    return f"{line}; trained on: {', '.join(parts)}"
+
+
+def length_notices(lengths: StepResult | None) -> list[str]:
+    """What max_length does to the pairs, a line each."""
+    if lengths is None:
+        return []
+    if why := lengths.info.get("not_counted"):
+        return [f"how many pairs max_length cuts could not be counted: {why}"]
+    lines = []
+    for side, what in (("train", "training"), ("test", "held-out")):
+        found = lengths.info[side]
+        lost = ", ".join(f"{n} {name}" for name, n in found["counts"].items() if n)
+        if lost:
+            lines.append(f"{what} pairs left out at max_length={found['max_length']}: {lost}")
+        if side == "train" and found["cut"]:
+            lines.append(
+                f"{found['cut']} of {found['pairs']} {what} pairs are cut at max_length={found['max_length']}: 95 % "
+                f"would fit whole in {found['max_length_95']} tokens, 99 % in {found['max_length_99']}"
+            )
+    return lines
 
 
 def lineage(recipe: Recipe, model: StartingModel, results: dict[str, Any], links: dict[str, str]) -> dict[str, str]:

@@ -52,10 +52,19 @@ def _load_pairs(path: Path, rows: int | None = None) -> Any:
     return Dataset.from_list([{k: p[k] for k in ("prompt", "chosen", "rejected")} for p in pairs])
 
 
-def _without_too_long(data: Any, tokenizer: Any, max_length: int | None, keep_start: bool, dropped: Path) -> Any:
-    """Leaves out the rows that TRL would drop in silence (the prompt alone fills max_length), counted."""
+def _trainable(
+    data: Any, left_out: list[int] | None, tokenizer: Any, max_length: int | None, keep_start: bool, dropped: Path
+) -> Any:
+    """Leaves out the rows on which nothing can be learned at this max_length.
+
+    The lengths step has counted them (`left_out`); where it could not, the ones that TRL would drop in silence (the
+    prompt alone fills max_length) are found here.
+    """
     from preftune.tokens import tokenize_prompt
 
+    if left_out is not None:
+        gone = set(left_out)
+        return data.select([i for i in range(len(data)) if i not in gone])
     if max_length is None or not keep_start:
         return data
     lengths = [len(tokenize_prompt(tokenizer, row["prompt"])) for row in data]
@@ -90,7 +99,8 @@ def train(job: dict[str, Any]) -> None:
 
     Args:
         job: `folder` (the step's partial folder), `recipe` (model and training sections), `model` (path,
-            revision), `chat_template`, `train`, `test` (files of pairs), `eval_pairs`, `threads`.
+            revision), `chat_template`, `train`, `test` (files of pairs), `left_out` (side → line numbers from 0, or
+            None), `eval_pairs`, `threads`.
 
     Raises:
         UserError: If nothing can be learned from these settings and data.
@@ -117,8 +127,10 @@ def train(job: dict[str, Any]) -> None:
         tokenizer.chat_template = job["chat_template"]
     if settings.load_in_4bit and not has_cuda:
         raise UserError("load_in_4bit needs a CUDA device", "load_in_4bit", "remove it to train LoRA in float32")
-    data = _without_too_long(
+    left_out = job["left_out"] or {"train": None, "test": None}
+    data = _trainable(
         _load_pairs(Path(job["train"])),
+        left_out["train"],
         tokenizer,
         args.max_length,
         args.truncation_mode == "keep_start",
@@ -126,8 +138,9 @@ def train(job: dict[str, Any]) -> None:
     )
     held_out = None
     if args.eval_strategy != "no":
-        held_out = _without_too_long(
+        held_out = _trainable(
             _load_pairs(Path(job["test"]), job["eval_pairs"]),
+            left_out["test"],
             tokenizer,
             args.max_length,
             args.truncation_mode == "keep_start",

@@ -1,0 +1,124 @@
+"""The pipeline's steps on data as plain functions: check, mix, count tokens, audit. Seconds on a CPU; no model."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from preftune import keys, store
+from preftune.checks import check_source
+from preftune.decontamination import evaluation_sources, evaluation_texts
+from preftune.digest import file_sha256
+from preftune.lengths import count, stop_if_untrainable
+from preftune.mixture import build_mixture
+from preftune.models import StartingModel
+from preftune.pair_tokenizer import NotCounted, pair_tokenizer
+from preftune.schema import Mixture, Recipe, Validation
+from preftune.sources import Source
+from preftune.store import StepResult
+from preftune.workspace import Workspace
+
+SIDES = ("train", "test")
+
+
+def make_source(workspace: Workspace, key: str, source: Source, validation: Validation, seed: int) -> StepResult:
+    """Converts and checks one dataset; see `checks.check_source`."""
+    return store.make(workspace, "source", key, lambda folder: check_source(source, validation, folder, seed))
+
+
+def make_mixture(
+    workspace: Workspace, key: str, sources: list[StepResult], mixture: Mixture, validation: Validation
+) -> StepResult:
+    """Samples and splits; the info holds counts, shares, and the digests of both sides."""
+
+    def build(folder: Path) -> dict[str, Any]:
+        places = [s.folder(workspace) for s in sources]
+        files = [
+            (p / "train.jsonl", p / "test.jsonl" if e.test_split else None)
+            for p, e in zip(places, mixture.datasets, strict=True)
+        ]
+        texts = evaluation_texts(evaluation_sources(validation, workspace))
+        info = build_mixture(files, mixture, validation, texts, folder)
+        return info | {f"{side}_sha256": file_sha256(folder / f"{side}.jsonl") for side in ("train", "test")}
+
+    return store.make(workspace, "mixture", key, build)
+
+
+def make_data(workspace: Workspace, recipe: Recipe, found: list[Source]) -> tuple[list[StepResult], StepResult]:
+    """Every dataset checked, and the mixture, without Prefect: for commands that look and do not train."""
+    check, seed = recipe.validation, recipe.mixture.seed
+    sources = [make_source(workspace, keys.source_key(s, check, seed), s, check, seed) for s in found]
+    key = keys.mixture_key(sources, recipe.mixture, check, evaluation_sources(check, workspace))
+    return sources, make_mixture(workspace, key, sources, recipe.mixture, check)
+
+
+def make_lengths(workspace: Workspace, recipe: Recipe, model: StartingModel, mixture: StepResult) -> StepResult:
+    """Counts, with the model's tokenizer and template, what the recipe's max_length does to the pairs.
+
+    The info holds `lengths.truncation` of each side, without the indices (these stand in `left_out.json`), or
+    `not_counted` with the reason.
+
+    Raises:
+        UserError: If too many pairs cannot be trained on, or a check set to `fail` failed.
+    """
+    limit = recipe.training.get("max_length", keys.max_length(recipe))
+    keep_end = keys.truncation(recipe) == "keep_end"
+
+    def build(folder: Path) -> dict[str, Any]:
+        place = mixture.folder(workspace)
+        try:
+            tokenizer = pair_tokenizer(Path(model.files), model.template)
+            sides = {s: count(place / f"{s}.jsonl", tokenizer, limit, keep_end) for s in SIDES}
+        except NotCounted as e:
+            (folder / "lengths.json").write_text(json.dumps({"not_counted": str(e)}))
+            return {"not_counted": str(e)}
+        lost = {s: sorted(i for found in side.pop("indices").values() for i in found) for s, side in sides.items()}
+        (folder / "left_out.json").write_text(json.dumps(lost))
+        stop_if_untrainable(sides["train"], limit, recipe.validation)
+        info = {s: {**side, "max_length": limit} for s, side in sides.items()}
+        (folder / "lengths.json").write_text(json.dumps(info, indent=1))
+        return info
+
+    return store.make(workspace, "lengths", keys.lengths_key(recipe, model, mixture), build)
+
+
+def left_out(lengths: StepResult, workspace: Workspace) -> dict[str, list[int]] | None:
+    """Side → line numbers (from 0) of the pairs that cannot be trained on; None if that could not be counted."""
+    if "not_counted" in lengths.info:
+        return None
+    return json.loads((lengths.folder(workspace) / "left_out.json").read_text())
+
+
+def make_audit(
+    workspace: Workspace, recipe: Recipe, lengths: StepResult | None, sources: list[StepResult], mixture: StepResult
+) -> StepResult:
+    """Writes the audit's page, and one quarantine file of all sources and the mixture.
+
+    Args:
+        workspace: Where the steps stand.
+        recipe: The resolved recipe.
+        lengths: What max_length does; None if the starting model is not at hand.
+        sources: The checked datasets.
+        mixture: The mixture.
+    """
+    from preftune.audit import audit_json, collect
+    from preftune.audit_page import render_audit
+
+    def build(folder: Path) -> dict[str, Any]:
+        places = [s.folder(workspace) for s in sources]
+        truncation = None
+        if lengths is not None:
+            truncation = lengths.info if "not_counted" in lengths.info else lengths.info["train"]
+        with (folder / "quarantine.jsonl").open("w") as out:
+            for place in (*places, mixture.folder(workspace)):
+                with (place / "quarantine.jsonl").open() as rows:
+                    out.writelines(rows)
+        data = collect(places, mixture.folder(workspace), truncation, recipe.mixture.seed)
+        (folder / "audit.json").write_text(json.dumps(data, ensure_ascii=False))
+        (folder / "audit.html").write_text(render_audit(data), encoding="utf-8")
+        final = workspace.store / "audit" / folder.name
+        reports = [s.info for s in sources]
+        summary = audit_json(reports, mixture.info, final / "quarantine.jsonl", truncation, final / "audit.html")
+        return {"summary": summary}
+
+    key = keys.audit_key(recipe, lengths, sources, mixture)
+    return store.make(workspace, "audit", key, build)

@@ -1,0 +1,123 @@
+"""The data steps together: a recipe's datasets checked and mixed, as `check`, `audit` and `run` do it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset, concatenate_datasets
+
+from preftune import data_steps
+from preftune.errors import UserError
+from preftune.mixture import load_pairs
+from preftune.recipe import load_recipe
+from preftune.sources import find_source
+from preftune.store import StepResult
+from preftune.workspace import Workspace
+
+
+def message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def row(name: str, i: int) -> dict[str, Any]:
+    """A row of ultrafeedback_binarized: a text prompt beside two whole conversations."""
+    asked = message("user", f"{name} question {i}")
+    answers = {side: [asked, message("assistant", f"{side} {name} {i}")] for side in ("chosen", "rejected")}
+    return {"prompt": asked["content"], "prompt_id": str(i), **answers, "score_chosen": 8.0, "score_rejected": 5.0}
+
+
+def write(folder: Path, split: str, count: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps(row(split, i)) + "\n" for i in range(count))
+    (folder / f"{split}.jsonl").write_text("".join(lines))
+
+
+def make(project: Path, **keys: Any) -> tuple[list[StepResult], StepResult, Workspace]:
+    path = project / "recipes" / "r" / "config.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(keys))
+    workspace = Workspace(project, project / ".preftune").make()
+    recipe = load_recipe(path, {})
+    found = [find_source(e, workspace) for e in recipe.mixture.datasets]
+    return *data_steps.make_data(workspace, recipe, found), workspace
+
+
+def test_a_handbook_recipe_that_trains_on_test_rows_gets_its_rows_and_a_warning(tmp_path: Path) -> None:
+    """train_prefs and test_prefs mixed and split again: row for row the handbook's algorithm up to the split, which
+    is made by prompt here (and therefore by other rows)."""
+    write(tmp_path / "uf", "train_prefs", 80)
+    write(tmp_path / "uf", "test_prefs", 20)
+    entries = [{"id": "uf", "split": s, "weight": 0.5} for s in ("train_prefs", "test_prefs")]
+    sources, mixture, workspace = make(
+        tmp_path, dataset_mixture={"datasets": entries, "test_split_size": 0.1, "seed": 0}
+    )
+    handbook = [
+        Dataset.from_list([{"name": f"{s} question {i}"} for i in range(n)]).shuffle(seed=0).select(range(n // 2))
+        for s, n in (("train_prefs", 80), ("test_prefs", 20))
+    ]
+    expected = concatenate_datasets(handbook).shuffle(seed=0)["name"]
+    folder = mixture.folder(workspace)
+    asked = {
+        side: [p.prompt[-1]["content"] for p in load_pairs(folder / f"{side}.jsonl")] for side in ("train", "test")
+    }
+    assert (len(asked["train"]), len(asked["test"])) == (45, 5)
+    assert asked["train"] == [name for name in expected if name in asked["train"]]
+    assert sorted(asked["train"] + asked["test"]) == sorted(expected)
+    assert any("official test split 'test_prefs' is used for training" in n for n in sources[1].info["notices"])
+    assert mixture.info["by_source"] == {"uf": 45}
+
+
+def test_official_test_rows_never_get_into_training_by_themselves(tmp_path: Path) -> None:
+    """`split: train` where there is only train_prefs: fixed, told, and without a row of test_prefs."""
+    write(tmp_path / "uf", "train_prefs", 30)
+    write(tmp_path / "uf", "test_prefs", 10)
+    sources, mixture, workspace = make(tmp_path, dataset_name="uf", dataset_test_split="validation")
+    assert [n for n in sources[0].info["notices"] if "is read as" in n] != []
+    train = load_pairs(mixture.folder(workspace) / "train.jsonl")
+    assert {p.prompt[-1]["content"].split()[0] for p in train} == {"train_prefs"}
+    assert (mixture.info["train"], mixture.info["test"]) == (30, 10)
+
+
+def test_strict_refuses_what_would_be_fixed(tmp_path: Path) -> None:
+    write(tmp_path / "uf", "train_prefs", 3)
+    with pytest.raises(UserError, match="train_prefs"):
+        make(tmp_path, dataset_name="uf", validation={"strict": True})
+
+
+def test_max_rows_and_seed_are_part_of_the_key(tmp_path: Path) -> None:
+    """Another seed draws other rows; without max_rows the checked source is shared."""
+    write(tmp_path / "uf", "train", 40)
+
+    def keys(seed: int, **entry: Any) -> tuple[str, str]:
+        sources, mixture, _ = make(tmp_path, dataset_mixture={"datasets": [{"id": "uf", **entry}], "seed": seed})
+        return sources[0].key, mixture.info["train_sha256"]
+
+    assert keys(1)[0] == keys(2)[0]
+    assert keys(1, max_rows=20)[0] != keys(2, max_rows=20)[0]
+    assert keys(1, max_rows=20) == keys(1, max_rows=20)
+
+
+def test_evaluation_sets_and_similarity_are_part_of_the_mixture_s_key(tmp_path: Path) -> None:
+    write(tmp_path / "uf", "train", 40)
+    (tmp_path / "bench.jsonl").write_text(json.dumps({"prompt": "train question 7"}) + "\n")
+
+    def result(**validation: Any) -> tuple[str, int]:
+        _, mixture, _ = make(tmp_path, dataset_name="uf", validation=validation)
+        return mixture.key, mixture.info["drawn"] - mixture.info["train"]
+
+    plain, near, clean = result(), result(near_duplicates=0.5), result(decontaminate=["bench.jsonl"])
+    assert len({plain[0], near[0], clean[0]}) == 3
+    (tmp_path / "bench.jsonl").write_text(json.dumps({"prompt": "something else"}) + "\n")
+    assert result(decontaminate=["bench.jsonl"])[0] != clean[0]
+    assert clean[1] <= 1
+
+
+def test_documented_checks_are_the_real_ones() -> None:
+    """docs/own-data.md's table, row for row."""
+    from preftune.check_list import CHECKS
+
+    page = (Path(__file__).parent.parent / "docs" / "own-data.md").read_text()
+    for name, check in CHECKS.items():
+        assert f"| `{name}` | {check.item} | {check.severity} | " in page, name
+        assert f"| {check.meaning} |" in page, name

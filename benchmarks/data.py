@@ -36,18 +36,18 @@ def _length(rng: random.Random, mean: float) -> int:
 
 
 class _Writer:
-    """Writes English-like text: the model's own words, the frequent ones often, and one in ten made up of two."""
+    """Writes English-like text: the model's own words, the frequent ones often, and one in twenty made up of two."""
 
     def __init__(self, model: Path) -> None:
         vocabulary = json.loads((model / "tokenizer.json").read_text())["model"]["vocab"]
         ordered = sorted(vocabulary, key=vocabulary.__getitem__)  # a tokenizer learns frequent words first
         self.words = [w[1:] for w in ordered if w.startswith(("Ġ", "▁")) and w[1:].isascii() and w[1:].isalpha()]
-        self.weights = list(accumulate(1 / (rank + 3) for rank in range(len(self.words))))
+        self.weights = list(accumulate((rank + 3) ** -1.1 for rank in range(len(self.words))))
 
     def text(self, rng: random.Random, mean: float) -> str:
         length = _length(rng, mean)
         words, more = (rng.choices(self.words, cum_weights=self.weights, k=length) for _ in range(2))
-        rare = [a + b if rng.random() < 0.1 else a for a, b in zip(words, more, strict=True)]
+        rare = [a + b if rng.random() < 0.05 else a for a, b in zip(words, more, strict=True)]
         return " ".join(w + (". " if i % 60 == 59 else "," if i % 12 == 11 else "") for i, w in enumerate(rare))
 
 
@@ -241,7 +241,7 @@ def _model(wanted: str | None) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.data", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    parser.add_argument("--rows", type=int, default=5000, help="rows to convert and tokenize; 0: not this part")
+    parser.add_argument("--rows", type=int, default=10_000, help="rows to convert and tokenize; 0: not this part")
     parser.add_argument("--model", help="model folder (default: .preftune/models/SmolLM2-135M-Instruct)")
     parser.add_argument("--scale", type=int, nargs="*", default=[1_000_000, 10_000_000], help="rows of the streams")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)

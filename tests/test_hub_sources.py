@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -352,6 +353,15 @@ def test_a_stream_that_breaks_can_be_retried(remote: sources.Source, monkeypatch
     with pytest.raises(StepError, match="reset by peer") as e:
         list(readers.file_rows(remote.splits["train"][0], "train.jsonl"))
     assert e.value.where == "train.jsonl, after line 1"
+
+
+def test_a_look_at_a_stream_fetches_no_whole_file(remote: sources.Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also without a seed."""
+    entry = DatasetEntry.model_validate({"id": "a/b", "streaming": True, "max_rows": 1})
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", None)
+    monkeypatch.setattr(readers, "_rows", lambda file, label, group: iter([(f"{label}:1", file)]))
+    looked = list(sources.read_rows(replace(remote, entry=entry), "train"))
+    assert looked == [("train.jsonl:1", remote.splits["train"][0])]
 
 
 def test_offline_is_told_before_anything_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -331,6 +331,14 @@ def test_the_line_of_an_error_does_not_depend_on_the_window(tmp_path: Path, wind
     assert e.value.where == "x.json, line 18"
 
 
+@pytest.mark.parametrize("window", [1, 7, 64, 2**20])
+def test_the_line_of_a_wrong_byte_does_not_depend_on_the_window(tmp_path: Path, window: int) -> None:
+    text = "[\n" + ",\n".join(['"äöü€"'] * 20)
+    with pytest.raises(UserError) as e:
+        read_json(tmp_path, text.encode() + b',\n"\xe4"]', window)
+    assert (e.value.error, e.value.where) == ("not UTF-8: byte 0xe4", "x.json, line 22")
+
+
 def test_a_long_list_takes_little_memory(tmp_path: Path) -> None:
     """24 MB of rows; the window is 1 MB."""
     row = json.dumps({"prompt": "Q", "chosen": "x" * 1000, "rejected": "y"})

@@ -472,6 +472,13 @@ def test_symbolic_links(workspace: Workspace) -> None:
         assert "test.jsonl" in e.value.where
 
 
+def test_a_file_that_two_patterns_find_is_read_once(workspace: Workspace) -> None:
+    """`datasets` reads it twice."""
+    write(workspace.project / "set" / "deep" / "train-train.jsonl", ROWS)
+    assert rows_of(found(workspace, "set")) == ROWS
+    assert len(list(load_dataset(str(workspace.project / "set"), split="train", streaming=True))) == 2 * len(ROWS)
+
+
 def test_a_loop_of_folders(workspace: Workspace) -> None:
     """Also where `datasets` looks for the files, each is read once."""
     hh_rlhf(workspace.project / "set")
@@ -710,6 +717,13 @@ def test_parts_are_begun_one_by_one() -> None:
     rows = list(shuffle.shuffled(range(100), lambda n: [part(n)], seed=0))
     assert sorted(rows) == sorted((f"{n}:{i}", n) for n in range(100) for i in range(10))
     assert most == shuffle.OPEN
+
+
+def test_rows_that_all_fit_are_shuffled_too() -> None:
+    rows = [(str(i), i) for i in range(100)]
+    orders = [[n for _, n in shuffle.shuffled("a", lambda _: [iter(rows)], seed=seed)] for seed in (1, 2)]
+    assert orders[0] != orders[1] and all(sorted(o) == [*range(100)] != o for o in orders)
+    assert sum(a < b for a, b in itertools.pairwise(orders[0])) < 75
 
 
 def test_a_large_buffer_mixes_well() -> None:

@@ -34,6 +34,7 @@ _NOT_LEARNED = {
 }
 _VERDICT_CODE = ("verdict", "gate", "statistics")
 _READING_CODE = (
+    "hub",
     "sources",
     "layout",
     "readers",
@@ -51,7 +52,8 @@ _AUDIT_CODE = (
     *("audit", "audit_advice", "audit_measures", "audit_page", "audit_plots", "audit_samples", "audit_tables"),
     *("plots", "statistics", "check_list", "data_steps", "templates/audit.html.j2", *_TEMPLATES),
 )
-_EVALUATION_CODE = ("evaluation", "scoring", "tokens", "lm_eval_pairs", "lengths", "pair_tokenizer")
+_LENGTHS_CODE = ("lengths", "pair_tokenizer", "tokenizer_files")
+_EVALUATION_CODE = ("evaluation", "scoring", "tokens", "lm_eval_pairs", *_LENGTHS_CODE)
 
 
 def threads() -> int:
@@ -114,7 +116,7 @@ def lengths_key(recipe: Recipe, model: StartingModel, mixture: StepResult) -> st
             "max_length": max_length(recipe),
             "truncation": truncation(recipe),
             "validation": [recipe.validation.max_dropped, severity],
-            "code": code_version("lengths", "pair_tokenizer", "pairs", "data_steps"),
+            "code": code_version(*_LENGTHS_CODE, "pairs", "data_steps"),
             "libraries": library_versions("tokenizers"),
         }
     )
@@ -173,7 +175,9 @@ def train_key(recipe: Recipe, workspace: Workspace, model: StartingModel, mixtur
             "device": accelerate_configs.device(),
             "tensorboard": recipe.training.get("report_to", "none"),
             "threads": threads(),
-            "code": code_version("training", "trainer", "tokens", "checkpoints", "lengths", "pair_tokenizer"),
+            "code": code_version(
+                "training", "trainer", "tokens", "checkpoints", "lengths", "pair_tokenizer", "tokenizer_files"
+            ),
             "libraries": library_versions("torch", "transformers", "trl", "peft", "accelerate"),
         }
     )

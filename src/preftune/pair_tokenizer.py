@@ -132,7 +132,7 @@ class PairTokenizer:
     special: dict[str, str]
     splitter: re.Pattern[str] | None
     words: re.Pattern[str] | None
-    _known: dict[str, list[int]] = field(default_factory=dict)
+    _known: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def _render(self, messages: list[Message], generation: bool) -> str:
         try:
@@ -153,7 +153,7 @@ class PairTokenizer:
         parts = list(map(self.words.split, pieces))
         unknown = list({word: None for words in parts for word in words if word not in known})
         encoded = self.tokenizer.encode_batch_fast(unknown, add_special_tokens=False)
-        known.update((word, e.ids) for word, e in zip(unknown, encoded, strict=True))
+        known.update((word, tuple(e.ids)) for word, e in zip(unknown, encoded, strict=True))
         return {
             piece: list(chain.from_iterable(map(known.__getitem__, words)))
             for piece, words in zip(pieces, parts, strict=True)

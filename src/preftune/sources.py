@@ -59,24 +59,35 @@ def find_source(entry: DatasetEntry, workspace: Workspace) -> Source:
         UserError: If it is not there, or of a kind that is not read.
     """
     try:
-        path = workspace.project / Path(entry.id).expanduser()
-        if path.is_file() or path.is_dir():
+        path = _existing(entry.id, workspace)
+        if path is not None:
             return _local(entry, path)
-        dangling = path.is_symlink()
     except PermissionError as e:
         raise UserError("permission denied", str(e.filename or entry.id), "change its permissions") from None
-    except (OSError, RuntimeError) as e:  # a name too long, an unknown ~user
-        raise UserError(f"no path: {getattr(e, 'strerror', None) or e}", entry.id, "correct the path") from None
-    if dangling:
-        raise UserError("a symbolic link that leads nowhere", str(path), "fetch the file, or correct the path")
-    if _looks_like_a_path(entry.id):
-        raise UserError("there is no such file or folder", str(path), f"paths are relative to {workspace.project}")
     commit = hub.find_commit(entry.id, entry.revision)
     splits = hub.split_files(f"{hub.PREFIX}{entry.id}", entry.id, entry.config, entry.data_dir, commit)
     if not splits:
         raise UserError("the dataset holds no files that are read", entry.id, f"it needs {', '.join(ENDINGS)}")
     _check_endings(splits, entry.id)
     return Source(entry, splits, "hub", f"{entry.id}@{commit}")
+
+
+def _existing(name: str, workspace: Workspace) -> Path | None:
+    """The file or folder of that name; None if it can only be a name on the hub."""
+    try:
+        path = workspace.project / Path(name).expanduser()
+        if path.is_file() or path.is_dir():
+            return path
+        dangling = path.is_symlink()
+    except PermissionError:
+        raise
+    except (OSError, RuntimeError) as e:  # too long, an unknown ~user
+        raise UserError(f"no path: {getattr(e, 'strerror', None) or e}", name, "correct the path") from None
+    if dangling:
+        raise UserError("a symbolic link that leads nowhere", str(path), "fetch the file, or correct the path")
+    if _looks_like_a_path(name):
+        raise UserError("there is no such file or folder", str(path), f"paths are relative to {workspace.project}")
+    return None
 
 
 def _local(entry: DatasetEntry, path: Path) -> Source:
@@ -87,15 +98,13 @@ def _local(entry: DatasetEntry, path: Path) -> Source:
     kind, splits = folder_splits(path, entry)
     if kind == "saved":
         folder = path / entry.data_dir if entry.data_dir else path
-        files = sorted(Path(f) for files in splits.values() for f in files)
-        return Source(
-            entry, splits, kind, json_digest({str(f.relative_to(folder)): file_sha256(f) for f in files}), path
-        )
-    _check_endings(splits, entry.id)
-    _check_sizes(splits)
-    return Source(
-        entry, splits, kind, json_digest({s: [file_sha256(Path(f)) for f in fs] for s, fs in splits.items()}), path
-    )
+        files = [Path(f) for f in chain.from_iterable(splits.values())]
+        digest = json_digest({str(f.relative_to(folder)): file_sha256(f) for f in files})
+    else:
+        _check_endings(splits, entry.id)
+        _check_sizes(splits)
+        digest = json_digest({split: [file_sha256(Path(f)) for f in files] for split, files in splits.items()})
+    return Source(entry, splits, kind, digest, path)
 
 
 def _check_endings(splits: Splits, where: str) -> None:

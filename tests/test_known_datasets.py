@@ -480,7 +480,7 @@ def test_argilla_cleaned(tmp_path: Path) -> None:
         (row("Q6", (0.0, 1.0)), ("user: Q6", "A", "B")),
     ]
     report, pairs = judge(tmp_path, "argilla/ultrafeedback-binarized-preferences-cleaned", PARQUET, rows, {})
-    assert counts(report) == (3, {"empty_answer": 1, "identical": 1, "tie": 1}, {})
+    assert counts(report) == (3, {"empty_answer": 1, "identical": 1, "tie": 1}, {"score_inverted": 1})
     assert [(p.score_chosen, p.score_rejected) for p in pairs] == [(5.0, 3.75), (None, None), (0.0, 1.0)]
 
 
@@ -505,7 +505,7 @@ def test_dpo_mix_7k(tmp_path: Path) -> None:
         (row((3.0, 4.0), user("Q")), ("user: Q", "A", "B")),
     ]
     report, _ = judge(tmp_path, "argilla/dpo-mix-7k", PARQUET, rows, {})
-    assert counts(report) == (3, {"empty_answer": 1, "not_alternating": 1, "tie": 1}, {})
+    assert counts(report) == (3, {"empty_answer": 1, "not_alternating": 1, "tie": 1}, {"score_inverted": 1})
 
 
 def test_orpo_dpo_mix_40k(tmp_path: Path) -> None:

@@ -272,6 +272,8 @@ def test_good_pairs_have_no_findings(row: dict[str, Any]) -> None:
         ({**PLAIN, "score_chosen": 7, "score_rejected": 7.0}, "tie"),
         ({**PLAIN, "chosen-rating": 3, "rejected-rating": 3}, "tie"),
         ({**PLAIN, "score_chosen": 0, "score_rejected": 0}, "tie"),
+        ({**PLAIN, "score_chosen": 1, "score_rejected": 4.5}, "score_inverted"),
+        ({**PLAIN, "chosen_rating": -2, "rejected_rating": 0}, "score_inverted"),
         ({**PLAIN, "rejected": "A"}, "identical"),
         ({**PLAIN, "rejected": " A\n"}, "identical"),
         ({**PLAIN, "chosen": " B\n"}, "identical"),

@@ -68,10 +68,10 @@ def write_rows(path: Path, count: int, model: Path) -> None:
 
 def ours(path: Path, model: Path, _: Path) -> list[Ids]:
     """Reading, adapting, converting, checking, tokenizing: what preftune does with each row."""
-    from preftune.adapters import adapt
-    from preftune.pair_tokenizer import pair_tokenizer
-    from preftune.pairs import Drop, findings, to_pair
-    from preftune.sources import find_source, read_rows
+    from preftune.data.adapters import adapt
+    from preftune.data.pair_tokenizer import pair_tokenizer
+    from preftune.data.pairs import Drop, findings, to_pair
+    from preftune.data.sources import find_source, read_rows
 
     source = find_source(
         DatasetEntry.model_validate({"id": str(path)}), Workspace(path.parent, path.parent / ".preftune")
@@ -203,8 +203,8 @@ def _peak_mib() -> float:
 
 def measure(folder: Path) -> dict[str, Any]:
     """Peak memory and seconds of checking the first 100,000 pairs of a stream, in this process."""
-    from preftune.checks import check_source
-    from preftune.sources import find_source
+    from preftune.data.checks import check_source
+    from preftune.data.sources import find_source
 
     entry = DatasetEntry.model_validate({"id": str(folder), "data_dir": "data/rl", "streaming": True, "max_rows": KEPT})
     started = time.monotonic()

@@ -41,14 +41,15 @@ def init(name: str, /) -> int:
 @app.command(help=f"Check recipe, data and model, and tell what a run would do. Trains nothing. {OVERRIDES_HELP}")
 def check(recipe: Path, /, *overrides: Overrides, as_json: Json = False) -> int:
     from flows.output import print_json, show_plan
-    from preftune import data_steps, summary
+    from preftune import summary
+    from preftune.data import steps
     from preftune.plan import make_plan
     from preftune.preflight import preflight
 
     workspace = find_workspace(recipe=recipe)
     loaded, model, found = preflight(recipe, parse_overrides(list(overrides)), workspace)
-    sources, mixture = data_steps.make_data(workspace, loaded, found)
-    lengths = data_steps.make_lengths(workspace, loaded, model, mixture) if model else None
+    sources, mixture = steps.make_data(workspace, loaded, found)
+    lengths = steps.make_lengths(workspace, loaded, model, mixture) if model else None
     plan = make_plan(loaded, workspace, model, mixture, lengths)
     warnings = [*loaded.notices, *summary.data_notices(sources, mixture, lengths)]
     if as_json:
@@ -61,14 +62,14 @@ def check(recipe: Path, /, *overrides: Overrides, as_json: Json = False) -> int:
 @app.command(help=f"Audit a recipe's data: what was read, kept and dropped; one HTML page. {OVERRIDES_HELP}")
 def audit(recipe: Path, /, *overrides: Overrides, as_json: Json = False) -> int:
     from flows.output import print_json, show_data_audit
-    from preftune import data_steps
+    from preftune.data import steps
     from preftune.preflight import preflight
 
     workspace = find_workspace(recipe=recipe)
     loaded, model, found = preflight(recipe, parse_overrides(list(overrides)), workspace)
-    sources, mixture = data_steps.make_data(workspace, loaded, found)
-    lengths = data_steps.make_lengths(workspace, loaded, model, mixture) if model else None
-    result = data_steps.make_audit(workspace, loaded, lengths, sources, mixture)
+    sources, mixture = steps.make_data(workspace, loaded, found)
+    lengths = steps.make_lengths(workspace, loaded, model, mixture) if model else None
+    result = steps.make_audit(workspace, loaded, lengths, sources, mixture)
     if as_json:
         print_json(result.info["summary"])
     else:
@@ -79,7 +80,7 @@ def audit(recipe: Path, /, *overrides: Overrides, as_json: Json = False) -> int:
 @app.command(help="List the known preference datasets: what each is for, its licence, splits and defects.")
 def datasets(*, as_json: Json = False) -> int:
     from flows.output import print_json, show_datasets
-    from preftune.registry import table
+    from preftune.data.registry import table
 
     print_json({"datasets": table()}) if as_json else show_datasets(table())
     return 0

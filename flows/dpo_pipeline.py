@@ -15,12 +15,12 @@ from prefect.runtime import flow_run
 from pydantic import Field
 
 from preftune import keys, store, summary, tracking
-from preftune.decontamination import evaluation_sources
+from preftune.data.decontamination import evaluation_sources
+from preftune.data.sources import find_source
 from preftune.digest import json_digest
 from preftune.models import embedded_folder, find_model
 from preftune.publish import check_replaceable, git_revision
 from preftune.schema import EMBEDDED_MODEL, Recipe
-from preftune.sources import find_source
 from preftune.workspace import Workspace, find_workspace, output_folder
 from tasks.data import check_dataset, count_tokens, sample_mixture
 from tasks.gpu import evaluate_baseline, evaluate_policy, prepare_model, train_policy

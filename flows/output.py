@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from preftune.audit_console import show_audit
+from preftune.audit.console import show_audit
 from preftune.store import StepResult
 from preftune.summary import headline_rows
 from preftune.workspace import Workspace

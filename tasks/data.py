@@ -2,10 +2,10 @@
 
 from prefect import task
 
-from preftune import data_steps
+from preftune.data import steps
+from preftune.data.sources import Source
 from preftune.models import StartingModel
 from preftune.schema import Mixture, Recipe, Validation
-from preftune.sources import Source
 from preftune.store import StepResult
 from preftune.workspace import Workspace
 from tasks.policy import STEP_CACHE, worth_a_retry
@@ -22,7 +22,7 @@ from tasks.policy import STEP_CACHE, worth_a_retry
 )
 def check_dataset(key: str, workspace: Workspace, source: Source, validation: Validation, seed: int) -> StepResult:
     """Loads, converts and checks one dataset."""
-    return data_steps.make_source(workspace, key, source, validation, seed)
+    return steps.make_source(workspace, key, source, validation, seed)
 
 
 @task(name="mixture", cache_policy=STEP_CACHE, persist_result=True, retries=1, retry_condition_fn=worth_a_retry)
@@ -30,7 +30,7 @@ def sample_mixture(
     key: str, workspace: Workspace, sources: list[StepResult], mixture: Mixture, validation: Validation
 ) -> StepResult:
     """Samples the mixture, splits it by prompt group, and keeps what is held out out of training."""
-    return data_steps.make_mixture(workspace, key, sources, mixture, validation)
+    return steps.make_mixture(workspace, key, sources, mixture, validation)
 
 
 @task(name="lengths", cache_policy=STEP_CACHE, persist_result=True, retries=1, retry_condition_fn=worth_a_retry)
@@ -38,4 +38,4 @@ def count_tokens(
     key: str, workspace: Workspace, recipe: Recipe, model: StartingModel, mixture: StepResult
 ) -> StepResult:
     """Counts what max_length does to the pairs, before anything is trained on them."""
-    return data_steps.make_lengths(workspace, recipe, model, mixture)
+    return steps.make_lengths(workspace, recipe, model, mixture)

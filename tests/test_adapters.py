@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preftune.adapters import LANGUAGES, SHAPES, adapt, recognise, suggest
-from preftune.check_list import REASONS
-from preftune.pairs import Drop, Pair, findings, to_pair
+from preftune.data.adapters import LANGUAGES, SHAPES, adapt, recognise, suggest
+from preftune.data.check_list import REASONS
+from preftune.data.pairs import Drop, Pair, findings, to_pair
 
 
 def user(text: str) -> dict[str, str]:

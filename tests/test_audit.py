@@ -14,11 +14,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from preftune.audit import audit_json, collect, reason_rows
-from preftune.audit_advice import ADVICE, advice
-from preftune.audit_console import show_audit
-from preftune.audit_measures import Figures, edges_of, histogram, measure, quantile
-from preftune.audit_samples import (
+from preftune.audit.advice import ADVICE, advice
+from preftune.audit.collect import audit_json, collect, reason_rows
+from preftune.audit.console import show_audit
+from preftune.audit.measures import Figures, edges_of, histogram, measure, quantile
+from preftune.audit.samples import (
     LONGEST_ROW,
     WORST,
     Gallery,
@@ -30,10 +30,10 @@ from preftune.audit_samples import (
     shown_pair,
     shown_row,
 )
-from preftune.audit_tables import counts_table, figure_table, mixture_table, truncation_table
-from preftune.check_list import CHECKS
-from preftune.lengths import truncation
-from preftune.pairs import Pair, group_of
+from preftune.audit.tables import counts_table, figure_table, mixture_table, truncation_table
+from preftune.data.check_list import CHECKS
+from preftune.data.lengths import truncation
+from preftune.data.pairs import Pair, group_of
 
 
 def say(role: str, *texts: str) -> list[dict[str, str]]:

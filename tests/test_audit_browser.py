@@ -13,7 +13,7 @@ import pytest
 from test_audit_page import make
 from test_browser import CHROMIUM, browse
 
-from preftune.audit_page import render_audit
+from preftune.audit.page import render_audit
 
 pytestmark = [
     pytest.mark.slow,

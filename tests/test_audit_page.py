@@ -10,9 +10,9 @@ import pytest
 from test_audit import TRAIN, TRUNCATION, make_mixture, make_source, pair, quarantined, say, split
 from test_report import parse
 
-from preftune.audit import collect
-from preftune.audit_page import render_audit
-from preftune.check_list import CHECKS
+from preftune.audit.collect import collect
+from preftune.audit.page import render_audit
+from preftune.data.check_list import CHECKS
 
 EVIL = "<script>alert('x')</script>"
 ESCAPED = "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;"

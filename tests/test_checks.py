@@ -9,13 +9,13 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from preftune.check_list import REASONS
-from preftune.checks import check_source, peek
+from preftune.data.check_list import REASONS
+from preftune.data.checks import check_source, peek
+from preftune.data.mixture import load_pairs
+from preftune.data.pairs import Drop, findings, to_pair
+from preftune.data.sources import Source, find_source
 from preftune.errors import UserError
-from preftune.mixture import load_pairs
-from preftune.pairs import Drop, findings, to_pair
 from preftune.schema import DatasetEntry, Validation
-from preftune.sources import Source, find_source
 from preftune.workspace import Workspace
 
 

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from datasets import Dataset, concatenate_datasets
 
-from preftune import data_steps
+from preftune.data import steps
+from preftune.data.mixture import load_pairs
+from preftune.data.sources import find_source
 from preftune.errors import UserError
-from preftune.mixture import load_pairs
 from preftune.recipe import load_recipe
-from preftune.sources import find_source
 from preftune.store import StepResult
 from preftune.workspace import Workspace
 
@@ -40,7 +40,7 @@ def make(project: Path, **keys: Any) -> tuple[list[StepResult], StepResult, Work
     workspace = Workspace(project, project / ".preftune").make()
     recipe = load_recipe(path, {})
     found = [find_source(e, workspace) for e in recipe.mixture.datasets]
-    return *data_steps.make_data(workspace, recipe, found), workspace
+    return *steps.make_data(workspace, recipe, found), workspace
 
 
 def test_a_handbook_recipe_that_trains_on_test_rows_gets_its_rows_and_a_warning(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_evaluation_sets_and_similarity_are_part_of_the_mixture_s_key(tmp_path: 
 
 def test_documented_checks_are_the_real_ones() -> None:
     """docs/own-data.md's table, row for row."""
-    from preftune.check_list import CHECKS
+    from preftune.data.check_list import CHECKS
 
     page = (Path(__file__).parent.parent / "docs" / "own-data.md").read_text()
     for name, check in CHECKS.items():

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from preftune.decontamination import evaluation_sources, evaluation_texts
+from preftune.data.decontamination import evaluation_sources, evaluation_texts
 from preftune.errors import UserError
 from preftune.schema import Validation
 from preftune.workspace import Workspace

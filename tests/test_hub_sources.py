@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from preftune import hub, readers, sources
+from preftune.data import hub, readers, sources
 from preftune.errors import StepError, UserError
 from preftune.schema import DatasetEntry
 from preftune.workspace import Workspace
@@ -169,10 +169,10 @@ class Hub(BaseHTTPRequestHandler):
 CHILD = """
 import json, sys
 from pathlib import Path
-from preftune import shuffle
+from preftune.data import shuffle
 from preftune.errors import PreftuneError
 from preftune.schema import DatasetEntry
-from preftune.sources import find_source, read_rows
+from preftune.data.sources import find_source, read_rows
 from preftune.workspace import Workspace
 
 here = Path(sys.argv[1])

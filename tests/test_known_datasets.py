@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from preftune.checks import check_source
+from preftune.data.checks import check_source
+from preftune.data.mixture import load_pairs
+from preftune.data.pairs import Pair, text_of
+from preftune.data.sources import find_source, pick_split, read_rows
 from preftune.errors import UserError
-from preftune.mixture import load_pairs
-from preftune.pairs import Pair, text_of
 from preftune.schema import DatasetEntry, Validation
-from preftune.sources import find_source, pick_split, read_rows
 from preftune.workspace import Workspace
 
 Fate = str | tuple[str, str, str]

@@ -16,9 +16,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import AutoTokenizer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from preftune.lengths import count, cut, fault, truncation
-from preftune.pair_tokenizer import Ids, NotCounted, pair_tokenizer
-from preftune.pairs import Pair
+from preftune.data.lengths import count, cut, fault, truncation
+from preftune.data.pair_tokenizer import Ids, NotCounted, pair_tokenizer
+from preftune.data.pairs import Pair
 from preftune.tokens import tokenize_pair
 
 LLAMA3 = """{{- bos_token }}

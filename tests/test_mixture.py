@@ -10,9 +10,9 @@ from datasets import Dataset, concatenate_datasets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from preftune.data.mixture import DEFAULT_TEST_SIZE, build_mixture, load_pairs, sample, split_by_group
+from preftune.data.pairs import Pair, group_of
 from preftune.errors import UserError
-from preftune.mixture import DEFAULT_TEST_SIZE, build_mixture, load_pairs, sample, split_by_group
-from preftune.pairs import Pair, group_of
 from preftune.schema import Mixture, Validation
 
 

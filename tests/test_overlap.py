@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preftune.overlap import RECALL, _bands, near, near_across, normal, shares_words, similarity
+from preftune.data.overlap import RECALL, _bands, near, near_across, normal, shares_words, similarity
 
 WORDS = st.lists(st.sampled_from(["a", "b", "c", "d"]), max_size=7).map(" ".join)
 TEXTS = st.lists(WORDS, max_size=8)
@@ -230,7 +230,8 @@ def test_shares_words_against_brute_force(texts: list[str], evaluation: list[str
 
 def test_same_in_every_process() -> None:
     code = (
-        "import sys; sys.path.insert(0, 'tests'); from test_overlap import some_texts; from preftune.overlap import *;"
+        "import sys; sys.path.insert(0, 'tests'); from test_overlap import some_texts;"
+        "from preftune.data.overlap import *;"
         "print(near(some_texts(1, 80), some_texts(2, 80), .6));"
         "print(near_across(some_texts(3, 60), ['a', 'b', 'c'] * 20, .6))"
     )

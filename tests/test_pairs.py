@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from preftune.check_list import CHOICE, CONTENT, REASONS, STRUCTURE
-from preftune.pairs import LONGEST_TEXT, Drop, Pair, findings, group_of, text_of, to_pair
+from preftune.data.check_list import CHOICE, CONTENT, REASONS, STRUCTURE
+from preftune.data.pairs import LONGEST_TEXT, Drop, Pair, findings, group_of, text_of, to_pair
 
 
 def user(text: str) -> dict[str, str]:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from preftune import accelerate_configs, keys, store
+from preftune.data.pairs import Pair
 from preftune.models import StartingModel
-from preftune.pairs import Pair
 from preftune.plan import make_plan, step_count, training_value
 from preftune.recipe import resolve
 from preftune.schema import Recipe

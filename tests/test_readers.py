@@ -20,12 +20,12 @@ from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from preftune import arrow_rows, text_rows
+from preftune.data import arrow_rows, text_rows
+from preftune.data.pairs import Drop, findings, to_pair
+from preftune.data.readers import ENDINGS, ending, file_parts, file_rows
+from preftune.data.sources import Source, find_source, read_rows
 from preftune.errors import UserError
-from preftune.pairs import Drop, findings, to_pair
-from preftune.readers import ENDINGS, ending, file_parts, file_rows
 from preftune.schema import DatasetEntry
-from preftune.sources import Source, find_source, read_rows
 from preftune.workspace import Workspace
 
 ROWS = [{"prompt": f"Q{i}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(8)]

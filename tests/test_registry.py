@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preftune.adapters import SHAPES
+from preftune.data.adapters import SHAPES
+from preftune.data.registry import DATA, all_known, apply, default_languages, known, table, why_not
 from preftune.errors import UserError
-from preftune.registry import DATA, all_known, apply, default_languages, known, table, why_not
 from preftune.schema import DatasetEntry, Mixture, Validation
 from preftune.strict_yaml import load_yaml
 
@@ -118,7 +118,7 @@ def test_table_is_json() -> None:
 
 def test_data_stand_beside_the_module() -> None:
     """A wheel takes what lies in the package's folder."""
-    assert DATA.is_file() and DATA.parent.name == "preftune"
+    assert DATA.is_file() and DATA.parent.name == "data"
 
 
 # --- names ------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from preftune.pairs import Pair, to_pair
+from preftune.data.pairs import Pair, to_pair
 from preftune.scoring import answer_logps, generate, seq_rep
 from preftune.tokens import tokenize_pair, tokenize_prompt
 

@@ -18,11 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict, load_dataset
 
-from preftune import readers, shuffle
+from preftune.data import readers, shuffle
+from preftune.data.pairs import to_pair
+from preftune.data.sources import SPLIT_FIXES, Source, find_source, pick_split, read_rows
 from preftune.errors import UserError
-from preftune.pairs import to_pair
 from preftune.schema import DatasetEntry
-from preftune.sources import SPLIT_FIXES, Source, find_source, pick_split, read_rows
 from preftune.workspace import Workspace
 
 ROWS = [{"prompt": f"Q{i}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(5)]
@@ -658,7 +658,7 @@ def test_a_stream_does_not_depend_on_the_hash_seed(workspace: Workspace) -> None
 import hashlib
 from pathlib import Path
 from preftune.schema import DatasetEntry
-from preftune.sources import find_source, read_rows
+from preftune.data.sources import find_source, read_rows
 from preftune.workspace import Workspace
 here = Path({str(workspace.project)!r})
 source = find_source(DatasetEntry(id="set", streaming=True, max_rows=1), Workspace(here, here))
@@ -809,7 +809,7 @@ def test_reading_plain_files_imports_nothing_heavy(workspace: Workspace) -> None
 import sys
 from pathlib import Path
 from preftune.schema import DatasetEntry
-from preftune.sources import find_source, read_rows
+from preftune.data.sources import find_source, read_rows
 from preftune.workspace import Workspace
 here = Path({str(workspace.project)!r})
 

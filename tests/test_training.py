@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from conftest import write_pairs
 
-from preftune.pairs import Pair, to_pair
+from preftune.data.pairs import Pair, to_pair
 
 
 @pytest.fixture

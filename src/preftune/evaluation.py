@@ -88,7 +88,7 @@ def evaluate(job: dict[str, Any]) -> None:
     import torch
 
     torch.set_num_threads(job["threads"])
-    from preftune.mixture import load_pairs
+    from preftune.data.mixture import load_pairs
     from preftune.scoring import answer_logps, generate, seq_rep
     from preftune.tokens import tokenize_pair, tokenize_prompt
 

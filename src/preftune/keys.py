@@ -6,13 +6,14 @@
 import os
 from typing import Any
 
-from preftune import accelerate_configs, check_list
+from preftune import accelerate_configs
+from preftune.data import check_list
+from preftune.data.registry import default_languages
+from preftune.data.sources import Source
 from preftune.digest import code_version, file_sha256, json_digest, library_versions
 from preftune.known_keys import snapshot
 from preftune.models import StartingModel
-from preftune.registry import default_languages
 from preftune.schema import Mixture, Recipe, Validation
-from preftune.sources import Source
 from preftune.store import StepResult
 from preftune.workspace import Workspace
 
@@ -34,25 +35,17 @@ _NOT_LEARNED = {
 }
 _VERDICT_CODE = ("verdict", "gate", "statistics")
 _READING_CODE = (
-    "hub",
-    "sources",
-    "layout",
-    "readers",
-    "text_rows",
-    "arrow_rows",
-    "shuffle",
-    "adapters",
-    "trees",
-    "pairs",
-    "checks",
-    "check_list",
+    *("data/hub", "data/sources", "data/layout", "data/readers", "data/text_rows", "data/arrow_rows", "data/shuffle"),
+    *("data/adapters", "data/trees", "data/pairs", "data/checks", "data/check_list"),
 )
 _TEMPLATES = ("templates/style.css.j2", "templates/parts.html.j2")
 _AUDIT_CODE = (
-    *("audit", "audit_advice", "audit_measures", "audit_page", "audit_plots", "audit_samples", "audit_tables"),
-    *("plots", "statistics", "check_list", "data_steps", "templates/audit.html.j2", *_TEMPLATES),
+    *("audit/collect", "audit/advice", "audit/measures", "audit/page", "audit/charts", "audit/samples"),
+    *("audit/tables", "plots", "statistics", "data/check_list", "data/steps"),
+    *("pages", "templates/audit.html.j2", *_TEMPLATES),
 )
-_LENGTHS_CODE = ("lengths", "pair_tokenizer", "tokenizer_files")
+_MIXTURE_CODE = ("data/mixture", "data/pairs", "data/overlap", "data/decontamination", "data/check_list")
+_LENGTHS_CODE = ("data/lengths", "data/pair_tokenizer", "data/tokenizer_files")
 _EVALUATION_CODE = ("evaluation", "scoring", "tokens", "lm_eval_pairs", *_LENGTHS_CODE)
 
 
@@ -100,7 +93,7 @@ def mixture_key(
             "near_duplicates": validation.near_duplicates,
             "severity": {name: validation.does(name) for name in check_list.MIXTURE},
             "evaluation_sets": sorted(s.digest for s in evaluation_sets),
-            "code": code_version("mixture", "pairs", "overlap", "decontamination", "check_list"),
+            "code": code_version(*_MIXTURE_CODE),
         }
     )
 
@@ -116,7 +109,7 @@ def lengths_key(recipe: Recipe, model: StartingModel, mixture: StepResult) -> st
             "max_length": max_length(recipe),
             "truncation": truncation(recipe),
             "validation": [recipe.validation.max_dropped, severity],
-            "code": code_version(*_LENGTHS_CODE, "pairs", "data_steps"),
+            "code": code_version(*_LENGTHS_CODE, "data/pairs", "data/steps"),
             "libraries": library_versions("tokenizers"),
         }
     )
@@ -175,9 +168,7 @@ def train_key(recipe: Recipe, workspace: Workspace, model: StartingModel, mixtur
             "device": accelerate_configs.device(),
             "tensorboard": recipe.training.get("report_to", "none"),
             "threads": threads(),
-            "code": code_version(
-                "training", "trainer", "tokens", "checkpoints", "lengths", "pair_tokenizer", "tokenizer_files"
-            ),
+            "code": code_version("training", "trainer", "tokens", "checkpoints", *_LENGTHS_CODE),
             "libraries": library_versions("torch", "transformers", "trl", "peft", "accelerate"),
         }
     )
@@ -209,6 +200,6 @@ def verdict_key(recipe: Recipe, baseline: StepResult, train: StepResult, policy:
             "train": train.digest,
             "beta": beta(recipe),
             "gate": recipe.gate.model_dump(),
-            "code": code_version(*_VERDICT_CODE, "report", "plots", "templates/report.html.j2", *_TEMPLATES),
+            "code": code_version(*_VERDICT_CODE, "report", "plots", "pages", "templates/report.html.j2", *_TEMPLATES),
         }
     )

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from preftune.pairs import Pair
+from preftune.data.pairs import Pair
 
 TASK = "preference_pairs"
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from preftune.children import run_child
+from preftune.data.hub import is_unreachable
 from preftune.digest import file_sha256, json_digest
 from preftune.errors import UserError
-from preftune.hub import is_unreachable
 from preftune.schema import EMBEDDED_MODEL, Recipe
 from preftune.workspace import Workspace
 

@@ -85,7 +85,8 @@ def number(value: float) -> str:
 
 
 @contextmanager
-def _figure(width: float = 5.2) -> Iterator[tuple[Figure, Axes]]:
+def new_figure(width: float = 5.2) -> Iterator[tuple[Figure, Axes]]:
+    """An empty figure in our style; the width is in inches."""
     with matplotlib.style.context(["default", STYLE]):
         figure = Figure(figsize=(width, 3.1), layout="constrained")
         axes = figure.add_subplot()
@@ -93,7 +94,7 @@ def _figure(width: float = 5.2) -> Iterator[tuple[Figure, Axes]]:
         yield figure, axes
 
 
-def _svg(figure: Figure, name: str, title: str, caption: str) -> str:
+def to_svg(figure: Figure, name: str, title: str, caption: str) -> str:
     """Draws, and makes the result fit for a page that holds several of them."""
     out = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -133,7 +134,8 @@ def _line(axes: Axes, points: list[Point], colour: str, held_out: bool = False, 
     axes.plot(xs, ys, color=COLOURS[colour], linestyle=style, marker=marker, markersize=4, label=label)
 
 
-def _legend(axes: Axes, handles: list[Any] | None = None, columns: int = 3) -> None:
+def add_legend(axes: Axes, handles: list[Any] | None = None, columns: int = 3) -> None:
+    """Puts the legend above the plot, where it covers nothing."""
     where: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": columns}
     axes.legend(handles=handles, **where) if handles else axes.legend(**where)
 
@@ -159,7 +161,7 @@ def _pair_chart(curves: Sequence[dict[str, Any]], metric: str, name: str, title:
     if not any(found.values()):
         return None
     caption = f"First to last logged value: {_told(found, share)}."
-    with _figure(width=4.5) as (figure, axes):
+    with new_figure(width=4.5) as (figure, axes):
         for label, colour in (("training", "dpo"), ("held-out", "margin")):
             if found[label]:
                 _line(axes, found[label], colour, held_out=label == "held-out", label=label)
@@ -168,8 +170,8 @@ def _pair_chart(curves: Sequence[dict[str, Any]], metric: str, name: str, title:
             axes.axhline(0.5, color=COLOURS["fg"], linewidth=1.2, linestyle=":")
             axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
             caption += " The dotted line is chance (50%)."
-        _legend(axes)
-        return Chart(_svg(figure, name, title, caption), title, caption)
+        add_legend(axes)
+        return Chart(to_svg(figure, name, title, caption), title, caption)
 
 
 def loss_chart(curves: Sequence[dict[str, Any]]) -> Chart | None:
@@ -193,15 +195,15 @@ def rewards_chart(curves: Sequence[dict[str, Any]]) -> Chart | None:
     which = "solid: training, dashed: held-out" if any(held.values()) and any(train.values()) else ""
     told = _told(train if any(train.values()) else held)
     caption = f"First to last logged value: {told}." + (f" Lines: {which}." if which else "")
-    with _figure(width=4.5) as (figure, axes):
+    with new_figure(width=4.5) as (figure, axes):
         axes.axhline(0, color=COLOURS["fg"], linewidth=1.2, linestyle=":")
         for found, is_held in ((train, False), (held, True)):
             for label, points in found.items():
                 if points:
                     _line(axes, points, label, held_out=is_held)
         _over_steps(axes)
-        _legend(axes, [Line2D([], [], color=COLOURS[c], label=c) for c in names.values()])
-        return Chart(_svg(figure, "rewards", title, caption), title, caption)
+        add_legend(axes, [Line2D([], [], color=COLOURS[c], label=c) for c in names.values()])
+        return Chart(to_svg(figure, "rewards", title, caption), title, caption)
 
 
 def _edges(values: Sequence[float], bins: int, from_zero: bool = False) -> list[float]:
@@ -231,7 +233,7 @@ def margins_chart(margins: Sequence[float]) -> Chart | None:
     if left_out := len(margins) - len(values):
         caption += f" {left_out:,} margins are not finite and not drawn."
     edges = _edges(values, 30)
-    with _figure(width=6.0) as (figure, axes):
+    with new_figure(width=6.0) as (figure, axes):
         width = edges[1] - edges[0]
         colours = [COLOURS["chosen" if edge > -width / 2 else "rejected"] for edge in edges[:-1]]
         axes.bar(edges[:-1], _counts(values, edges), width * 0.92, align="edge", color=colours, alpha=0.85)
@@ -243,8 +245,8 @@ def margins_chart(margins: Sequence[float]) -> Chart | None:
         sides = [("rejected", "rejected preferred"), ("chosen", "chosen preferred")]
         handles: list[Any] = [Line2D([], [], color=COLOURS[c], linewidth=6, label=label) for c, label in sides]
         mean_line = Line2D([], [], color=COLOURS["fg"], linestyle=(0, (4, 2)), linewidth=1.4, label="mean")
-        _legend(axes, [*handles, mean_line])
-        return Chart(_svg(figure, "margins", title, caption), title, caption)
+        add_legend(axes, [*handles, mean_line])
+        return Chart(to_svg(figure, "margins", title, caption), title, caption)
 
 
 def lengths_chart(sft: Sequence[int], policy: Sequence[int]) -> Chart | None:
@@ -255,7 +257,7 @@ def lengths_chart(sft: Sequence[int], policy: Sequence[int]) -> Chart | None:
     median = {who: sorted(found)[len(found) // 2] for who, found in (("SFT", sft), ("DPO", policy))}
     caption = f"Median length in tokens: SFT {median['SFT']:,}, DPO {median['DPO']:,}."
     edges = _edges([*sft, *policy], 16, from_zero=True)
-    with _figure() as (figure, axes):
+    with new_figure() as (figure, axes):
         for label, colour, found in (("SFT", "sft", sft), ("DPO", "dpo", policy)):
             style: dict[str, Any] = {"color": COLOURS[colour], "baseline": 0}
             axes.stairs(_counts(found, edges), edges, fill=True, alpha=0.22, **style)
@@ -264,8 +266,8 @@ def lengths_chart(sft: Sequence[int], policy: Sequence[int]) -> Chart | None:
         axes.set(xlabel="tokens", ylabel="answers")
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.grid(axis="x", visible=False)
-        _legend(axes)
-        return Chart(_svg(figure, "lengths", title, caption), title, caption)
+        add_legend(axes)
+        return Chart(to_svg(figure, "lengths", title, caption), title, caption)
 
 
 def shares_chart(rows: Sequence[tuple[str, dict[str, tuple[float, float, float] | None]]]) -> Chart | None:
@@ -282,7 +284,7 @@ def shares_chart(rows: Sequence[tuple[str, dict[str, tuple[float, float, float] 
         for label, both in rows
     ]
     caption = "; ".join(texts) + ". Lines are 95% intervals."
-    with _figure() as (figure, axes):
+    with new_figure() as (figure, axes):
         for row, (_, both) in enumerate(rows):
             for who, colour, marker, offset in (("SFT", "sft", "s", -0.15), ("DPO", "dpo", "o", 0.15)):
                 if found := both.get(who):
@@ -294,8 +296,8 @@ def shares_chart(rows: Sequence[tuple[str, dict[str, tuple[float, float, float] 
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.grid(axis="y", visible=False)
         kinds = (("SFT", "sft", "s"), ("DPO", "dpo", "o"))
-        _legend(axes, [Line2D([], [], color=COLOURS[c], marker=m, label=who) for who, c, m in kinds])
-        return Chart(_svg(figure, "shares", title, caption), title, caption)
+        add_legend(axes, [Line2D([], [], color=COLOURS[c], marker=m, label=who) for who, c, m in kinds])
+        return Chart(to_svg(figure, "shares", title, caption), title, caption)
 
 
 def standalone_svg(chart: Chart) -> str:

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from preftune.accelerate_configs import choose, device
-from preftune.checks import peek
+from preftune.data.checks import peek
+from preftune.data.sources import Source, find_source
 from preftune.errors import UserError
 from preftune.models import StartingModel, check_name, embedded_folder, find_model
 from preftune.publish import check_replaceable
 from preftune.recipe import load_recipe
 from preftune.schema import EMBEDDED_MODEL, Recipe
-from preftune.sources import Source, find_source
 from preftune.workspace import Workspace, output_folder
 
 

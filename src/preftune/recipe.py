@@ -12,7 +12,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from preftune import known_keys, registry
+from preftune import known_keys
+from preftune.data import registry
 from preftune.errors import UserError
 from preftune.known_keys import (
     DATASET_SHORTCUT,

@@ -5,15 +5,13 @@ import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
-import jinja2
 import yaml
-from markupsafe import Markup
 
 from preftune import plots
-from preftune.pairs import REASONS
+from preftune.data.pairs import REASONS
+from preftune.pages import render
 from preftune.plots import number
 
 OPEN_ANSWERS = 6
@@ -280,16 +278,9 @@ def render_report(data: ReportInput) -> str:
     """
     groups = measure_rows(data.verdict)
     plain = json.loads(json.dumps(data.recipe, default=str))
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["svg"] = lambda chart: Markup(chart.svg)  # plots.py: only our own labels and numbers
     charts = report_charts(data)
-    page = environment.get_template("report.html.j2").render(
+    return render(
+        "report.html.j2",
         data=data,
         verdict=data.verdict,
         meaning=OUTCOMES.get(data.verdict["outcome"], ""),
@@ -309,4 +300,3 @@ def render_report(data: ReportInput) -> str:
         sources=[_source(s) for s in data.sources],
         recipe=yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100),
     )
-    return page.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate cannot be written to a file

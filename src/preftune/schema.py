@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from preftune.check_list import CHECKS, Severity
+from preftune.data.check_list import CHECKS, Severity
 
 EMBEDDED_MODEL = "embedded/SmolLM2-135M-Instruct"
 

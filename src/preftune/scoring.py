@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from preftune.data.lengths import cut
+
 Progress = Callable[[int, int], None]
 
 
@@ -17,14 +19,6 @@ def _batches(lengths: Sequence[int], size: int) -> list[list[int]]:
     """Indices in batches of similar length, longest first (so that a lack of memory shows at once)."""
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     return [order[i : i + size] for i in range(0, len(order), size)]
-
-
-def _cut(prompt: list[int], answer: list[int], max_length: int, keep_end: bool) -> tuple[int, list[int]]:
-    """(where the scored tokens begin, the sequence); the first token of all is never scored: nothing predicts it."""
-    ids = prompt + answer
-    if not keep_end:
-        return max(len(prompt), 1), ids[:max_length]
-    return max(len(prompt) - max(len(ids) - max_length, 0), 1), ids[-max_length:]
 
 
 @torch.inference_mode()
@@ -50,7 +44,7 @@ def answer_logps(
     Returns:
         For each sequence, in order: (log π(answer | prompt) in nats, number of answer tokens that remained).
     """
-    rows = [_cut(p, a, max_length, keep_end) for p, a in sequences]
+    rows = [cut(p, a, max_length, keep_end) for p, a in sequences]
     result: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
     device = model.device
     done = 0

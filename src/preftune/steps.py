@@ -1,4 +1,4 @@
-"""The steps that load a model, and the verdict, as plain functions (the data's stand in data_steps.py). What each
+"""The steps that load a model, and the verdict, as plain functions (the data's stand in data/steps.py). What each
 depends on is told by `keys.py`; `tasks/` wraps each in a Prefect task.
 """
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from preftune import accelerate_configs, keys, store
 from preftune.children import launch_command, read_json_lines, run_child
-from preftune.data_steps import left_out
+from preftune.data.steps import left_out
 from preftune.models import StartingModel
 from preftune.schema import Recipe
 from preftune.store import StepResult

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from preftune.pairs import Message, Pair
+from preftune.data.pairs import Message, Pair
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,11 @@
 """The audit's page: a single HTML file that needs nothing else, to read before training."""
 
 import textwrap
-from pathlib import Path
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-
-from preftune.audit_advice import advice
-from preftune.audit_plots import figure_charts
-from preftune.audit_tables import (
+from preftune.audit.advice import advice
+from preftune.audit.charts import figure_charts
+from preftune.audit.tables import (
     KINDS,
     SIDES,
     count,
@@ -20,6 +16,7 @@ from preftune.audit_tables import (
     share,
     truncation_table,
 )
+from preftune.pages import render
 
 LONG_TEXT = 600  # characters: from here on a text scrolls in its own box
 OPEN_PAIRS = 2
@@ -137,17 +134,9 @@ def render_audit(data: dict[str, Any]) -> str:
     Returns:
         One HTML document without any external reference; the same for the same data.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["svg"] = lambda chart: Markup(chart.svg)  # our own labels and numbers only
-    environment.filters["count"] = count
     counts = counts_table(data)
-    page = environment.get_template("audit.html.j2").render(
+    return render(
+        "audit.html.j2",
         data=data,
         summary=_summary(data, counts["total"]),
         tiles=_tiles(data, counts["total"]),
@@ -161,4 +150,3 @@ def render_audit(data: dict[str, Any]) -> str:
         open_pairs=OPEN_PAIRS,
         long=LONG_TEXT,
     )
-    return page.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate cannot be written to a file

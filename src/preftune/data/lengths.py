@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from preftune.check_list import CHECKS, TOKENS
+from preftune.data.check_list import CHECKS, TOKENS
 from preftune.errors import UserError
-from preftune.pair_tokenizer import Ids, PairTokenizer
-from preftune.pairs import Pair
+from preftune.data.pair_tokenizer import Ids, PairTokenizer
+from preftune.data.pairs import Pair
 from preftune.schema import Validation
 
 PERCENTILES = (5, 25, 50, 75, 95, 99)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from preftune.pairs import Message, Pair
+from preftune.data.pairs import Message, Pair
 
 LONGEST_TEXT = 2000  # characters of a text that the page shows
 LONGEST_ROW = 600  # of a row that became no pair

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from preftune.audit_tables import KINDS, count, kind_of, mixture_table, share, truncation_table
+from preftune.audit.tables import KINDS, count, kind_of, mixture_table, share, truncation_table
 
 STYLES = {"bad": "red", "mid": "yellow", "": ""}
 

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from preftune.audit_tables import kind_of
-from preftune.check_list import CHECKS
+from preftune.audit.tables import kind_of
+from preftune.data.check_list import CHECKS
 
 LENGTH_TELLS = 0.6  # guessing by length is told from here on, well before the check length_tells warns
 

@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 
 from preftune.errors import UserError
-from preftune.hub import script_error, split_files
-from preftune.readers import ENDINGS, ending
+from preftune.data.hub import script_error, split_files
+from preftune.data.readers import ENDINGS, ending
 from preftune.schema import DatasetEntry
 
 Splits = dict[str, tuple[str, ...]]

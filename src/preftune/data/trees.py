@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from preftune.pairs import ROLES, Drop, is_number
+from preftune.data.pairs import ROLES, Drop, is_number
 
 _ROOT, _GONE = -1, -2  # in place of a parent's index
 

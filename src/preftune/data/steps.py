@@ -5,15 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from preftune import keys, store
-from preftune.checks import check_source
-from preftune.decontamination import evaluation_sources, evaluation_texts
+from preftune.data.checks import check_source
+from preftune.data.decontamination import evaluation_sources, evaluation_texts
 from preftune.digest import file_sha256
-from preftune.lengths import count, stop_if_untrainable
-from preftune.mixture import build_mixture
+from preftune.data.lengths import count, stop_if_untrainable
+from preftune.data.mixture import build_mixture
 from preftune.models import StartingModel
-from preftune.pair_tokenizer import NotCounted, pair_tokenizer
+from preftune.data.pair_tokenizer import NotCounted, pair_tokenizer
 from preftune.schema import Mixture, Recipe, Validation
-from preftune.sources import Source
+from preftune.data.sources import Source
 from preftune.store import StepResult
 from preftune.workspace import Workspace
 
@@ -100,8 +100,8 @@ def make_audit(
         sources: The checked datasets.
         mixture: The mixture.
     """
-    from preftune.audit import audit_json, collect
-    from preftune.audit_page import render_audit
+    from preftune.audit.collect import audit_json, collect
+    from preftune.audit.page import render_audit
 
     def build(folder: Path) -> dict[str, Any]:
         places = [s.folder(workspace) for s in sources]

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from preftune.check_list import CHECKS
+from preftune.data.check_list import CHECKS
 
 TURNS_SHOWN = 4
 SIDES = {"train": "for training", "test": "held out"}

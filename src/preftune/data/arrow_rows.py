@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from preftune.errors import UserError
-from preftune.hub import PREFIX, open_remote
-from preftune.text_rows import Row, repeated
+from preftune.data.hub import PREFIX, open_remote
+from preftune.data.text_rows import Row, repeated
 
 _BUFFER = 2**20
 _BATCH_BYTES = 2**24  # of a parquet file's columns, decoded at once

@@ -9,8 +9,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from preftune.pairs import PROMPT_COLUMNS, Drop, is_number
-from preftune.trees import pair_siblings
+from preftune.data.pairs import PROMPT_COLUMNS, Drop, is_number
+from preftune.data.trees import pair_siblings
 
 
 def _names(text: str) -> frozenset[str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from preftune.check_list import REASONS
+from preftune.data.check_list import REASONS
 
 Message = dict[str, str]
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
-from preftune.check_list import CHECKS
+from preftune.data.check_list import CHECKS
 from preftune.errors import UserError
-from preftune.overlap import near, near_across, shares_words
-from preftune.pairs import Pair, group_of, text_of
+from preftune.data.overlap import near, near_across, shares_words
+from preftune.data.pairs import Pair, group_of, text_of
 from preftune.schema import Mixture, Validation
 
 DEFAULT_TEST_SIZE = 0.1

@@ -40,15 +40,15 @@ def answers_chart(lengths: dict[str, Any], name: str) -> Chart:
     title = "Length of the answers"
     told = ", ".join(f"{side} {_whole(found['median'])}" for side, found in sides.items())
     caption = f"Median in characters: {told}.{_beyond(*sides.values())}"
-    with plots._figure(WIDTH) as (figure, axes):
+    with plots.new_figure(WIDTH) as (figure, axes):
         for side, found in sides.items():
             style: dict[str, Any] = {"color": COLOURS[side], "baseline": 0}
             axes.stairs(found["counts"], found["edges"], fill=True, alpha=0.22, **style)
             line = DASHED if side == "rejected" else "-"
             axes.stairs(found["counts"], found["edges"], linewidth=1.8, linestyle=line, label=side, **style)
         _axes(axes, "characters", "answers")
-        plots._legend(axes)
-        return Chart(plots._svg(figure, f"{name}-answers", title, caption), title, caption)
+        plots.add_legend(axes)
+        return Chart(plots.to_svg(figure, f"{name}-answers", title, caption), title, caption)
 
 
 def prompts_chart(lengths: dict[str, Any], name: str) -> Chart:
@@ -56,19 +56,19 @@ def prompts_chart(lengths: dict[str, Any], name: str) -> Chart:
     found = lengths["prompt"]
     title = "Length of the prompts"
     caption = f"Median {_whole(found['median'])} characters, the longest {_whole(found['most'])}.{_beyond(found)}"
-    with plots._figure(WIDTH) as (figure, axes):
+    with plots.new_figure(WIDTH) as (figure, axes):
         style: dict[str, Any] = {"color": COLOURS["dpo"], "baseline": 0}
         axes.stairs(found["counts"], found["edges"], fill=True, alpha=0.22, **style)
         axes.stairs(found["counts"], found["edges"], linewidth=1.8, **style)
         _axes(axes, "characters, all turns", "pairs")
-        return Chart(plots._svg(figure, f"{name}-prompts", title, caption), title, caption)
+        return Chart(plots.to_svg(figure, f"{name}-prompts", title, caption), title, caption)
 
 
 def _around_zero(found: dict[str, Any], name: str, title: str, caption: str, label: str, sides: list[str]) -> Chart:
     """A histogram whose bars below 0 are rejected's; the mean as a dashed line."""
     edges = found["edges"]
     width = edges[1] - edges[0]
-    with plots._figure(WIDTH) as (figure, axes):
+    with plots.new_figure(WIDTH) as (figure, axes):
         colours = [COLOURS["chosen" if edge > -width / 2 else "rejected"] for edge in edges[:-1]]
         axes.bar(edges[:-1], found["counts"], width * 0.92, align="edge", color=colours, alpha=0.85)
         axes.axvline(0, color=COLOURS["fg"], linewidth=1)
@@ -78,8 +78,8 @@ def _around_zero(found: dict[str, Any], name: str, title: str, caption: str, lab
         colour = zip(("rejected", "chosen"), sides, strict=True)
         handles: list[Any] = [Line2D([], [], color=COLOURS[c], linewidth=6, label=text) for c, text in colour]
         handles.append(Line2D([], [], color=COLOURS["fg"], linestyle=DASHED, linewidth=1.4, label="mean"))
-        plots._legend(axes, handles)
-        return Chart(plots._svg(figure, name, title, caption), title, caption)
+        plots.add_legend(axes, handles)
+        return Chart(plots.to_svg(figure, name, title, caption), title, caption)
 
 
 def difference_chart(figures: dict[str, Any], name: str) -> Chart:

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from preftune.audit_measures import Figures, measure
-from preftune.audit_samples import LONGEST_NAME, Gallery, Reservoir, cut, shown_row
-from preftune.check_list import CHECKS
-from preftune.pairs import Pair
+from preftune.audit.measures import Figures, measure
+from preftune.audit.samples import LONGEST_NAME, Gallery, Reservoir, cut, shown_row
+from preftune.data.check_list import CHECKS
+from preftune.data.pairs import Pair
 
 RANDOM_PAIRS = 6
 ROWS_PER_REASON = 3

@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from preftune.text_rows import Row
+from preftune.data.text_rows import Row
 
 T = TypeVar("T")
 

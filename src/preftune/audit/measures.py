@@ -6,8 +6,8 @@ import math
 from collections import Counter
 from typing import Any
 
-from preftune.audit_samples import Gallery, shared_ends, text_of_answer
-from preftune.pairs import Pair, group_of
+from preftune.audit.samples import Gallery, shared_ends, text_of_answer
+from preftune.data.pairs import Pair, group_of
 
 BARS = 30
 ALIKE = 0.9  # share of the longer answer that both have in common, from which they count as nearly the same

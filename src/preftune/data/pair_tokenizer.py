@@ -14,8 +14,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from preftune.pairs import Message, Pair
-from preftune.tokenizer_files import NotCounted, load_tokenizer
+from preftune.data.pairs import Message, Pair
+from preftune.data.tokenizer_files import NotCounted, load_tokenizer
 
 Ids = tuple[list[int], list[int], list[int]]
 

@@ -6,13 +6,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, TextIO
 
-from preftune.adapters import adapt, suggest
-from preftune.check_list import CHECKS
+from preftune.data.adapters import adapt, suggest
+from preftune.data.check_list import CHECKS
 from preftune.errors import UserError
-from preftune.pairs import Drop, Pair, findings, text_of, to_pair
-from preftune.registry import default_languages
+from preftune.data.pairs import Drop, Pair, findings, text_of, to_pair
+from preftune.data.registry import default_languages
 from preftune.schema import DatasetEntry, Validation
-from preftune.sources import Source, pick_split, read_rows
+from preftune.data.sources import Source, pick_split, read_rows
 
 EXAMPLES = 5  # row ids that a report names for each check
 FEW_PAIRS = 50  # below this, guessing by length is right or wrong by accident

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from preftune.errors import UserError
 from preftune.data.hub import PREFIX, open_remote
 from preftune.data.text_rows import Row, repeated
+from preftune.errors import UserError
 
 _BUFFER = 2**20
 _BATCH_BYTES = 2**24  # of a parquet file's columns, decoded at once

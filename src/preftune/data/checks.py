@@ -8,11 +8,11 @@ from typing import Any, TextIO
 
 from preftune.data.adapters import adapt, suggest
 from preftune.data.check_list import CHECKS
-from preftune.errors import UserError
 from preftune.data.pairs import Drop, Pair, findings, text_of, to_pair
 from preftune.data.registry import default_languages
-from preftune.schema import DatasetEntry, Validation
 from preftune.data.sources import Source, pick_split, read_rows
+from preftune.errors import UserError
+from preftune.schema import DatasetEntry, Validation
 
 EXAMPLES = 5  # row ids that a report names for each check
 FEW_PAIRS = 50  # below this, guessing by length is right or wrong by accident

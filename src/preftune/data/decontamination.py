@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from preftune.errors import UserError
 from preftune.data.pairs import PROMPT_COLUMNS
-from preftune.schema import DatasetEntry, Validation
 from preftune.data.sources import Source, find_source, read_rows
+from preftune.errors import UserError
+from preftune.schema import DatasetEntry, Validation
 from preftune.workspace import Workspace
 
 # Where an evaluation set keeps its questions: ours, MT-Bench's `turns`, a plain text, message lists.

@@ -8,9 +8,9 @@ import os
 import re
 from pathlib import Path
 
-from preftune.errors import UserError
 from preftune.data.hub import script_error, split_files
 from preftune.data.readers import ENDINGS, ending
+from preftune.errors import UserError
 from preftune.schema import DatasetEntry
 
 Splits = dict[str, tuple[str, ...]]

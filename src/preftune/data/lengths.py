@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from preftune.data.check_list import CHECKS, TOKENS
-from preftune.errors import UserError
 from preftune.data.pair_tokenizer import Ids, PairTokenizer
 from preftune.data.pairs import Pair
+from preftune.errors import UserError
 from preftune.schema import Validation
 
 PERCENTILES = (5, 25, 50, 75, 95, 99)

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 from preftune.data.check_list import CHECKS
-from preftune.errors import UserError
 from preftune.data.overlap import near, near_across, shares_words
 from preftune.data.pairs import Pair, group_of, text_of
+from preftune.errors import UserError
 from preftune.schema import Mixture, Validation
 
 DEFAULT_TEST_SIZE = 0.1

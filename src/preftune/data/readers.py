@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from preftune.data.arrow_rows import parquet_groups, parquet_rows
-from preftune.errors import PreftuneError, StepError, UserError
 from preftune.data.hub import PREFIX, is_unreachable, open_remote
 from preftune.data.text_rows import Bytes, Row, csv_rows, json_lines, json_rows
+from preftune.errors import PreftuneError, StepError, UserError
 
 ENDINGS = (".jsonl", ".json", ".parquet", ".csv", ".jsonl.gz", ".json.gz", ".csv.gz")
 _BUFFER = 2**20

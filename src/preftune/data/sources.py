@@ -8,13 +8,13 @@ from pathlib import Path
 
 from preftune.data import hub
 from preftune.data.arrow_rows import saved_batches
-from preftune.digest import file_sha256, json_digest
-from preftune.errors import UserError
 from preftune.data.layout import Splits, folder_splits
 from preftune.data.readers import ENDINGS, ending, file_parts, file_rows
-from preftune.schema import DatasetEntry
 from preftune.data.shuffle import shuffled
 from preftune.data.text_rows import Row
+from preftune.digest import file_sha256, json_digest
+from preftune.errors import UserError
+from preftune.schema import DatasetEntry
 from preftune.workspace import Workspace
 
 # A split that is not there, and the one that is meant; the first that exists is taken.

@@ -7,13 +7,13 @@ from typing import Any
 from preftune import keys, store
 from preftune.data.checks import check_source
 from preftune.data.decontamination import evaluation_sources, evaluation_texts
-from preftune.digest import file_sha256
 from preftune.data.lengths import count, stop_if_untrainable
 from preftune.data.mixture import build_mixture
-from preftune.models import StartingModel
 from preftune.data.pair_tokenizer import NotCounted, pair_tokenizer
-from preftune.schema import Mixture, Recipe, Validation
 from preftune.data.sources import Source
+from preftune.digest import file_sha256
+from preftune.models import StartingModel
+from preftune.schema import Mixture, Recipe, Validation
 from preftune.store import StepResult
 from preftune.workspace import Workspace
 

@@ -67,14 +67,12 @@ def audit(recipe: Path, /, *overrides: Overrides, as_json: Json = False) -> int:
 
     workspace = find_workspace(recipe=recipe)
     loaded, model, found = preflight(recipe, parse_overrides(list(overrides)), workspace)
-    sources, mixture = steps.make_data(workspace, loaded, found)
-    lengths = steps.make_lengths(workspace, loaded, model, mixture) if model else None
-    result = steps.make_audit(workspace, loaded, lengths, sources, mixture)
+    result, stop = steps.audit_data(workspace, loaded, model, found)
     if as_json:
         print_json(result.info["summary"])
     else:
         show_data_audit(result, workspace)
-    return 0
+    return 2 if stop else 0
 
 
 @app.command(help="List the known preference datasets: what each is for, its licence, splits and defects.")
@@ -147,10 +145,9 @@ def ui(*, port: Annotated[int, Parameter(help="Port on 127.0.0.1.")] = 5000) -> 
 
 
 def _fail(error: PreftuneError, as_json: bool) -> int:
-    if as_json:
-        sys.stdout.write(json.dumps(error.as_json(), ensure_ascii=False) + "\n")
-    else:
-        sys.stderr.write(f"preftune: {error}\n")
+    text = json.dumps(error.as_json(), ensure_ascii=False) if as_json else f"preftune: {error}"
+    text = text.encode(errors="backslashreplace").decode()  # a column's name may hold half a character
+    (sys.stdout if as_json else sys.stderr).write(text + "\n")
     return error.exit_code
 
 

@@ -24,7 +24,12 @@ def say(text: str) -> None:
 
 def print_json(value: dict[str, Any]) -> None:
     """One JSON object on stdout."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    sys.stdout.write(printable(json.dumps(value, ensure_ascii=False)) + "\n")
+
+
+def printable(text: str) -> str:
+    """The text without half characters, which no terminal and no file takes."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def show_plan(plan: dict[str, Any], warnings: list[str], pairs: str) -> None:

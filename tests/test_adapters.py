@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preftune.data.adapters import LANGUAGES, SHAPES, adapt, recognise, suggest
+from preftune.data.adapters import SHAPES, adapt, recognise, suggest
 from preftune.data.check_list import REASONS
+from preftune.data.languages import LANGUAGES
 from preftune.data.pairs import Drop, Pair, findings, to_pair
 
 
@@ -353,7 +354,9 @@ def test_helpsteer3(change: dict[str, Any], verdict: Any) -> None:
 
 def test_helpsteer3_languages() -> None:
     [(_, _, generic)] = adapt([("r0", {**HELPSTEER, "language": "Python"})])
-    assert generic["language"] == "python"
+    assert generic["language"] == "Python"
+    for wanted in ("en", "English", "EN"):
+        assert found({**HELPSTEER, "language": "english"}, wanted) == []
     assert found({**HELPSTEER, "language": "Python"}, "python") == []
     assert found({**HELPSTEER, "language": "Python"}, "en") == ["other_language"]
     assert found({k: v for k, v in HELPSTEER.items() if k != "language"}, "en") == []
@@ -647,7 +650,7 @@ def test_any_value_in_a_known_shape(row: dict[str, Any], data: st.DataObject) ->
     [
         ("instruction output_good output_bad", "prompt: instruction, chosen: output_good, rejected: output_bad"),
         ("task good_output bad_output", "prompt: task, chosen: good_output, rejected: bad_output"),
-        ("bad good text", "chosen: good, rejected: bad"),
+        ("bad good text", "prompt: text, chosen: good, rejected: bad"),
         ("id query better worse", "prompt: query, chosen: better, rejected: worse"),
         ("prompt winner loser", "prompt: prompt, chosen: winner, rejected: loser"),
         (
@@ -658,14 +661,14 @@ def test_any_value_in_a_known_shape(row: dict[str, Any], data: st.DataObject) ->
         ("prompt preferred dispreferred", "prompt: prompt, chosen: preferred, rejected: dispreferred"),
         ("prompt non_preferred preferred", "prompt: prompt, chosen: preferred, rejected: non_preferred"),
         ("question positive negative", "prompt: question, chosen: positive, rejected: negative"),
-        ("anchor pos neg", "chosen: pos, rejected: neg"),
+        ("anchor pos neg", "prompt: anchor, chosen: pos, rejected: neg"),
         ("question best_answer worst_answer", "prompt: question, chosen: best_answer, rejected: worst_answer"),
         (
             "question best_answer incorrect_answers",
             "prompt: question, chosen: best_answer, rejected: incorrect_answers",
         ),
         ("title response_j response_k", "prompt: title, chosen: response_j, rejected: response_k"),
-        ("x y_w y_l", "chosen: y_w, rejected: y_l"),
+        ("x y_w y_l", "prompt: x, chosen: y_w, rejected: y_l"),
         ("userPrompt goodAnswer badAnswer", "prompt: userPrompt, chosen: goodAnswer, rejected: badAnswer"),
         (
             "prompt chosen_response rejected_response",

@@ -11,7 +11,7 @@ from test_audit import TRAIN, TRUNCATION, make_mixture, make_source, pair, quara
 from test_report import parse
 
 from preftune.audit.collect import collect
-from preftune.audit.page import render_audit
+from preftune.audit.page import render_audit, trainable
 from preftune.data.check_list import CHECKS
 
 EVIL = "<script>alert('x')</script>"
@@ -75,7 +75,7 @@ def test_tells_everything(page: str) -> None:
     assert (
         "Of 137 rows of 2 datasets, 131 became preference pairs; 2 are defective and 4 are left out by choice" in page
     )
-    assert "trains on 41 pairs and holds out 1." in page
+    assert "pairs to train on and holds out 1." in page
     assert "at max_length 512, 121 pairs are too long" in page
     assert "At max_length 512, 31 of 1,000 pairs cannot be trained on and 121 lose tokens" in page
     for reason in ("duplicate", "other_language", "toxic", "tie", "prompt_held_out"):
@@ -213,3 +213,13 @@ def test_lone_surrogates_can_be_written(tmp_path: Path) -> None:
     source = make_source(tmp_path / "s", report, TRAIN, None, rows)
     mixture = make_mixture(tmp_path / "m", TRAIN, TRAIN[:1], [])
     (tmp_path / "audit.html").write_text(render_audit(collect([source], mixture, None, 0)))
+
+
+def test_pairs_of_which_nothing_is_left_are_not_promised() -> None:
+    """Of 265 pairs 36 are lost at max_length: 229 can be trained on; where nothing could be counted, all."""
+    mixture = {"mixture": {"train": 265}}
+    assert (
+        trainable({**mixture, "truncation": {"counts": {"prompt_fills_max_length": 30, "empty_after_cut": 6}}}) == 229
+    )
+    assert trainable({**mixture, "truncation": {"not_counted": "no tokenizer.json"}}) == 265
+    assert trainable({**mixture, "truncation": None}) == 265

@@ -44,6 +44,7 @@ def test_good_rows_are_all_kept(tmp_path: Path) -> None:
     report = check(tmp_path, [good(i) for i in range(4)])
     assert report["train"] == {
         "split": "train",
+        "files": ["x.jsonl"],
         "read": 4,
         "kept": 4,
         "drawn": 4,
@@ -213,6 +214,14 @@ def test_a_stream_ends_when_enough_are_kept(tmp_path: Path) -> None:
     assert report["kept"] == report["drawn"] == 30
     assert report["read"] == 30 + sum(report["dropped"].values()) < 400
     assert len(quarantine(tmp_path)) == report["dropped"]["not_an_object"]
+
+
+def test_rows_in_other_languages_name_them(tmp_path: Path) -> None:
+    rows = [good(i, language=name) for i, name in enumerate(("German", "German", "fr"))]
+    with pytest.raises(UserError, match=r"no pair is left: 3 rows are in other languages \(German, fr\)") as e:
+        check(tmp_path, rows, languages="en")
+    assert "validation.languages asks for en" in e.value.advice
+    assert check(tmp_path, rows, languages=["de"])["train"]["dropped"] == {"other_language": 1}
 
 
 def test_guessing_by_length(tmp_path: Path) -> None:

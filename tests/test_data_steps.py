@@ -113,6 +113,47 @@ def test_evaluation_sets_and_similarity_are_part_of_the_mixture_s_key(tmp_path: 
     assert clean[1] <= 1
 
 
+def audit(project: Path, **keys: Any) -> tuple[Any, Any, Workspace]:
+    path = project / "recipes" / "r" / "config.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(keys))
+    workspace = Workspace(project, project / ".preftune").make()
+    recipe = load_recipe(path, {})
+    found = [find_source(e, workspace) for e in recipe.mixture.datasets]
+    return *steps.audit_data(workspace, recipe, None, found), workspace
+
+
+def test_data_that_would_stop_a_run_is_shown_all_the_same(tmp_path: Path) -> None:
+    rows = [json.dumps(row("q", i)) for i in range(6)] + ['"text"'] * 9
+    (tmp_path / "x.jsonl").write_text("\n".join(rows))
+    result, stop, workspace = audit(tmp_path, dataset_name="x.jsonl")
+    assert stop is not None and "9 of 15 rows (60%) are unusable" in stop.error
+    summary = result.info["summary"]
+    assert summary["sources"][0]["dropped"] == {"not_an_object": 9}
+    assert any(n.startswith("a run stops here: 9 of 15 rows") for n in summary["mixture"]["notices"])
+    assert (result.folder(workspace) / "audit.html").stat().st_size > 1000
+    clean, nothing, _ = audit(tmp_path, dataset_name="x.jsonl", validation={"max_dropped": 0.7})
+    assert nothing is None and clean.info["summary"]["sources"][0]["kept"] == 6
+
+
+def test_an_audit_of_broken_texts(tmp_path: Path) -> None:
+    """Half an emoji in the data must not end the audit; the quarantine file holds every dropped row."""
+    broken = {**row("q", 8), "chosen": "cut \ud83d", "rejected": "b"}
+    rows = [row("q", i) for i in range(6)] + [broken, row("q", 0)]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    result, stop, _ = audit(tmp_path, dataset_name="x.jsonl")
+    assert stop is None
+    thrown = [json.loads(line) for line in Path(result.info["summary"]["quarantine"]).read_text().splitlines()]
+    assert [q["reason"] for q in thrown] == ["broken_text", "duplicate"]
+
+
+@pytest.mark.parametrize("name", ["loop", "x" * 300, "~nobody-here/x"])
+def test_ids_that_are_no_paths(tmp_path: Path, name: str) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UserError):
+        make(tmp_path, dataset_name=name)
+
+
 def test_documented_checks_are_the_real_ones() -> None:
     """docs/own-data.md's table, row for row."""
     from preftune.data.check_list import CHECKS

@@ -316,7 +316,7 @@ def test_refusals(ask: Asker, name: str, entry: dict[str, str], what: str, advic
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_broken_line_is_named(ask: Asker, streaming: bool) -> None:
     answer = ask("some/broken", **({"streaming": True, "max_rows": 1} if streaming else {}))
-    assert (answer["kind"], answer["where"]) == ("UserError", "train.jsonl, line 2")
+    assert (answer["kind"], answer["where"]) == ("UserError", "some/broken: train.jsonl, line 2")
 
 
 # --- a hub that fails while reading -----------------------------------------------------------------------

@@ -268,7 +268,7 @@ def test_what_is_nearly_held_out_is_not_trained_on(
 
 def test_nearly_held_out_can_stop_the_run(tmp_path: Path) -> None:
     files = [(write(tmp_path / "a.jsonl", [asking("a", 1, NEAR)]), write(tmp_path / "t.jsonl", [asking("a", 9, LONG)]))]
-    with pytest.raises(UserError, match=r"1 training pairs fail the check near_held_out.*a:1 of a"):
+    with pytest.raises(UserError, match=r"1 pairs \(train\) fail the check near_held_out.*a:1 of a"):
         build(files, mixture(1.0), tmp_path, severity={"near_held_out": "fail"})
 
 
@@ -287,6 +287,56 @@ def test_nearly_the_same_pair_from_two_sources_is_taken_once(tmp_path: Path, ord
     assert sorted(ids(load_pairs(tmp_path / "train.jsonl"))) == ["a:0", "a:1", "b:1"]
     assert info["dropped"] == {"near_duplicate": 1}
     assert info["overlaps"] == [("a", "b", 2)]
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_the_same_pair_from_two_sources_and_its_opposite(tmp_path: Path, order: str) -> None:
+    """Exactly equal ones count once, on either side; what prefers the other answer is a contradiction, also nearly."""
+    answer = "begin with a teacher, a quarter of an hour each day, and songs that you like to hear"
+    of = {
+        "a": [asking("a", 0, "Q one"), asking("a", 1, "Q two"), asking("a", 2, LONG, answer, "do not")],
+        "b": [asking("b", 0, "q ONE"), asking("b", 1, "Q two", "no", "yes"), asking("b", 2, LONG, "do not!", answer)],
+    }
+    held = {k: [asking(k, 8, "H one"), asking(k, 9, "H two", *(("x", "y") if k == "a" else ("y", "x")))] for k in "ab"}
+    files = [(write(tmp_path / f"{k}.jsonl", of[k]), write(tmp_path / f"{k}t.jsonl", held[k])) for k in order]
+    recipe = Mixture.model_validate({"datasets": [{"id": k} for k in order]})
+    info = build(files, recipe, tmp_path)
+    assert sorted(ids(load_pairs(tmp_path / "train.jsonl"))) == ["a:0", "a:1", "a:2"]
+    assert sorted(ids(load_pairs(tmp_path / "test.jsonl"))) == ["a:8", "a:9"]
+    assert info["dropped"] == {"contradiction": 2, "duplicate": 1}
+    assert info["test_dropped"] == {"contradiction": 1, "duplicate": 1}
+    assert info["drawn"] == info["train"] + sum(info["dropped"].values()) == 6
+    thrown = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
+    assert sorted((q["split"], q["row_id"]) for q in thrown) == [
+        ("test", "b:8"),
+        ("test", "b:9"),
+        ("train", "b:0"),
+        ("train", "b:1"),
+        ("train", "b:2"),
+    ]
+    with pytest.raises(UserError, match=r"1 pairs \(test\) fail the check contradiction"):
+        build(files, recipe, tmp_path, severity={"contradiction": "fail"})
+
+
+def test_what_is_kept_with_a_warning_is_still_compared_with_the_held_out_side(tmp_path: Path) -> None:
+    found = [asking("a", 0, NEAR), asking("a", 1, NEAR), asking("a", 2, "something else")]
+    files = [(write(tmp_path / "a.jsonl", found), write(tmp_path / "t.jsonl", [asking("a", 9, LONG)]))]
+    info = build(files, mixture(1.0), tmp_path, severity={"duplicate": "warn"})
+    assert info["dropped"] == {"near_held_out": 2} and info["train"] == 1
+
+
+def test_shares_hold_after_the_drops(tmp_path: Path) -> None:
+    """70 of a and 30 of b asked for and drawn; 15 of b are held out: 15/0.3 = 50 pairs in all, so 35 of a."""
+    a, b = pairs("a", 70), pairs("b", 30)
+    held = [p.model_copy(update={"row_id": f"t:{i}"}) for i, p in enumerate(b[:15])]
+    files = [
+        (write(tmp_path / "a.jsonl", a), write(tmp_path / "t.jsonl", held)),
+        (write(tmp_path / "b.jsonl", b), None),
+    ]
+    info = build(files, mixture(0.7, 0.3, weighting="share"), tmp_path)
+    assert info["by_source"] == {"a": 35, "b": 15}
+    assert info["dropped"] == {"over_share": 35, "prompt_held_out": 15}
+    assert build(files, mixture(1.0, 1.0), tmp_path)["by_source"] == {"a": 70, "b": 15}
 
 
 def test_evaluation_sets_are_not_trained_on(tmp_path: Path) -> None:

@@ -212,7 +212,8 @@ def test_conversations_that_part_before_the_last_turn(chosen: list[Any], rejecte
         ({"score_chosen": None, "score_rejected": None}, (None, None)),
         ({"score_chosen": float("nan"), "score_rejected": float("nan")}, (None, None)),
         ({"score_chosen": True, "score_rejected": True}, (None, None)),
-        ({"score_chosen": "8", "score_rejected": "8"}, (None, None)),
+        ({"score_chosen": "8", "score_rejected": " 7.5 "}, (8.0, 7.5)),
+        ({"score_chosen": "eight", "score_rejected": ""}, (None, None)),
         ({}, (None, None)),
     ],
 )

@@ -740,7 +740,7 @@ def test_an_error_in_a_stream(workspace: Workspace) -> None:
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(UserError, match="cannot be read") as e:
         streamed(found(workspace, "set", streaming=True, max_rows=5), 1)
-    assert e.value.where == path.name
+    assert e.value.where == f"set: {path.name}"
 
 
 # --- columns and rows -------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ _NOT_LEARNED = {
 _VERDICT_CODE = ("verdict", "gate", "statistics")
 _READING_CODE = (
     *("data/hub", "data/sources", "data/layout", "data/readers", "data/text_rows", "data/arrow_rows", "data/shuffle"),
-    *("data/adapters", "data/trees", "data/pairs", "data/checks", "data/check_list"),
+    *("data/adapters", "data/trees", "data/pairs", "data/languages", "data/checks", "data/check_list"),
 )
 _TEMPLATES = ("templates/style.css.j2", "templates/parts.html.j2")
 _AUDIT_CODE = (
@@ -44,7 +44,9 @@ _AUDIT_CODE = (
     *("audit/tables", "plots", "statistics", "data/check_list", "data/steps"),
     *("pages", "templates/audit.html.j2", *_TEMPLATES),
 )
-_MIXTURE_CODE = ("data/mixture", "data/pairs", "data/overlap", "data/decontamination", "data/check_list")
+_MIXTURE_CODE = (
+    *("data/mixture", "data/doubles", "data/pairs", "data/overlap", "data/decontamination", "data/check_list"),
+)
 _LENGTHS_CODE = ("data/lengths", "data/pair_tokenizer", "data/tokenizer_files")
 _EVALUATION_CODE = ("evaluation", "scoring", "tokens", "lm_eval_pairs", *_LENGTHS_CODE)
 
@@ -84,14 +86,14 @@ def mixture_key(
     sources: list[StepResult], mixture: Mixture, validation: Validation, evaluation_sets: list[Source]
 ) -> str:
     """Key of a mixture: the checked pairs, weights, seed, split, and what they must not overlap with."""
-    entries = [{"id": e.id, "weight": e.weight, "held_out": bool(e.test_split)} for e in mixture.datasets]
+    entries = [{"name": e.name, "weight": e.weight, "held_out": bool(e.test_split)} for e in mixture.datasets]
     return json_digest(
         {
             "sources": [s.digest for s in sources],
             "entries": entries,
             "mixture": mixture.model_dump(exclude={"datasets"}),
             "near_duplicates": validation.near_duplicates,
-            "severity": {name: validation.does(name) for name in check_list.MIXTURE},
+            "severity": {name: validation.does(name) for name in (*check_list.MIXTURE, "duplicate", "contradiction")},
             "evaluation_sets": sorted(s.digest for s in evaluation_sets),
             "code": code_version(*_MIXTURE_CODE),
         }
@@ -123,6 +125,7 @@ def audit_key(recipe: Recipe, lengths: StepResult | None, sources: list[StepResu
             "sources": [s.key for s in sources],
             "mixture": mixture.key,
             "lengths": lengths.key if lengths else None,
+            "notices": recipe.notices,
             "seed": recipe.mixture.seed,
             "code": code_version(*_AUDIT_CODE),
         }

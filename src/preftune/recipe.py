@@ -28,7 +28,7 @@ from preftune.known_keys import (
 )
 from preftune.schema import EMBEDDED_MODEL, Recipe
 from preftune.strict_yaml import load_yaml
-from preftune.workspace import find_workspace
+from preftune.workspace import Workspace, find_workspace
 
 # What preftune sets where a recipe is silent, and why TRL's default would not do.
 HOUSE_TRAINING: dict[str, Any] = {
@@ -285,12 +285,17 @@ def resolve(data: dict[str, Any], path: Path) -> Recipe:
     return _with_known_datasets(recipe)
 
 
+def _is_there(workspace: Workspace, path: str) -> bool:
+    try:
+        return workspace.resolve(path).exists()
+    except (OSError, RuntimeError, ValueError):  # no path: too long, a loop of links, an unknown ~user
+        return False
+
+
 def _with_known_datasets(recipe: Recipe) -> Recipe:
     """The recipe with what the registry knows about its datasets: other ids corrected, notices added."""
     here = find_workspace(recipe=recipe.path)
-    applied = [
-        registry.apply(e, recipe.validation.strict, here.resolve(e.id).exists()) for e in recipe.mixture.datasets
-    ]
+    applied = [registry.apply(e, recipe.validation.strict, _is_there(here, e.id)) for e in recipe.mixture.datasets]
     mixture = recipe.mixture.model_copy(update={"datasets": tuple(entry for entry, _ in applied)})
     notices = (*recipe.notices, *(n for _, found in applied for n in found))
     return recipe.model_copy(update={"mixture": mixture, "notices": notices})

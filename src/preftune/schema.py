@@ -48,6 +48,19 @@ class DatasetEntry(Section):
         False, description="read the files in a random order and stop when max_rows pairs are kept: for huge datasets"
     )
 
+    @field_validator("data_dir")
+    @classmethod
+    def _inside(cls, value: str | None) -> str | None:
+        if value is not None and (value.startswith("/") or ".." in value.split("/")):
+            raise ValueError("it is a subfolder of the dataset: no leading / and no ..")
+        return value
+
+    @property
+    def name(self) -> str:
+        """The id, with the part of the dataset that is read."""
+        part = "/".join(p for p in (self.config, self.data_dir) if p)
+        return f"{self.id}:{part}" if part else self.id
+
     @model_validator(mode="after")
     def _streaming(self) -> "DatasetEntry":
         if self.streaming and self.max_rows is None:
@@ -96,6 +109,16 @@ class Validation(Section):
     max_length_accuracy: float = Field(
         0.75, ge=0.5, le=1, description="check length_tells: how often guessing by length may be right"
     )
+
+    @field_validator("languages", "decontaminate", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("near_duplicates", mode="before")
+    @classmethod
+    def _off(cls, value: Any) -> Any:
+        return None if value is False else value  # YAML's `off`
 
     @field_validator("severity")
     @classmethod

@@ -263,6 +263,7 @@ def record_both(
     artifacts += [(place["policy"] / n, "evaluation") for n in ("pairs.jsonl", "answers.jsonl")]
     artifacts += [(place["verdict"] / "comparison.jsonl", "evaluation"), (place["mixture"] / "mixture.json", "data")]
     artifacts += [(place["mixture"] / "quarantine.jsonl", "data/mixture"), (place["lengths"] / "lengths.json", "data")]
+    artifacts += [(place["lengths"] / "quarantine.jsonl", "data/lengths")]
     with tempfile.TemporaryDirectory() as scratch:
         resolved = Path(scratch) / "recipe.yaml"
         resolved.write_text(dump_yaml(recipe.resolved()))

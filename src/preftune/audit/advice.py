@@ -52,6 +52,7 @@ ADVICE = {
     "near_held_out": "Nothing: paraphrases of held-out prompts would make the verdict too good. If they are no "
     "paraphrases but one template, raise validation.near_duplicates.",
     "near_duplicate": "Nothing: one of each is kept. Two sources that share much are one source: set their weights so.",
+    "over_share": "Nothing: the other pairs of this dataset outnumber what weighting: share asks for.",
     "contaminated": "Nothing: evaluation sets stay out of training.",
     "prompt_fills_max_length": "Raise max_length, or leave long prompts out of the data.",
     "empty_after_cut": "Raise max_length: the prompt leaves no room for an answer.",
@@ -147,7 +148,7 @@ def _from_truncation(found: dict[str, Any] | None) -> list[dict[str, Any]]:
     text = f"95% of the pairs stay whole at max_length {found['max_length_95']:,}, 99% at {found['max_length_99']:,}: "
     text += "raise it if the memory allows, or leave the longest pairs out of the data."
     title = f"at max_length {found['max_length']:,}, {found['cut']:,} pairs are too long"
-    return [_card("defect" if lost else "warning", "", title, text, where)]
+    return [_card("warning", "", title, text, where)]
 
 
 def advice(data: dict[str, Any]) -> list[dict[str, Any]]:

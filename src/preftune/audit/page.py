@@ -41,8 +41,13 @@ def _summary(data: dict[str, Any], total: dict[str, int]) -> str:
         left_out += f" and {total['by_choice']:,} are left out by choice"
     return (
         f"Of {total['read']:,} rows of {many} dataset{'s' if many > 1 else ''}, {total['kept']:,} became preference "
-        f"pairs; {left_out}. The mixture trains on {mixture['train']:,} pairs and holds out {mixture['test']:,}."
+        f"pairs; {left_out}. The mixture has {trainable(data):,} pairs to train on and holds out {mixture['test']:,}."
     )
+
+
+def trainable(data: dict[str, Any]) -> int:
+    """The mixture's training pairs of which something is left at max_length."""
+    return data["mixture"]["train"] - sum((data["truncation"] or {}).get("counts", {}).values())
 
 
 def _tiles(data: dict[str, Any], total: dict[str, int]) -> list[tuple[str, str, str]]:
@@ -51,7 +56,7 @@ def _tiles(data: dict[str, Any], total: dict[str, int]) -> list[tuple[str, str, 
     return [
         ("Rows read", count(total["read"]), ""),
         ("Became pairs", count(total["kept"]), share(total["kept"], total["read"])),
-        ("To train on", count(mixture["train"]), ""),
+        ("To train on", count(trainable(data)), "at the recipe's max_length" if data["truncation"] else ""),
         ("Held out", count(mixture["test"]), ""),
         ("Right guesses by length", f"{accuracy['value']:.1%}", f"“the {accuracy['which']} is chosen”; 50% is chance"),
     ]

@@ -27,14 +27,6 @@ SHAPES = {
 }
 _PAIR = _names("chosen rejected")
 
-# Chatbot Arena spells languages out; recipes and other datasets say en.
-_SPELLED_OUT = _names(
-    "arabic:ar chinese:zh czech:cs danish:da dutch:nl english:en finnish:fi french:fr german:de greek:el hebrew:he "
-    "hindi:hi hungarian:hu indonesian:id italian:it japanese:ja korean:ko norwegian:no persian:fa polish:pl "
-    "portuguese:pt romanian:ro russian:ru spanish:es swedish:sv thai:th turkish:tr ukrainian:uk vietnamese:vi"
-)
-LANGUAGES = {name: code for name, _, code in (entry.partition(":") for entry in _SPELLED_OUT)}
-
 
 def recognise(columns: Iterable[str]) -> str | None:
     """Names the shape that a row's columns have.
@@ -94,7 +86,7 @@ def _says(role: str, text: Any) -> Any:
 def _arena(row: Mapping[str, Any]) -> dict[str, Any] | Drop:
     if is_number(row.get("turn")) and row["turn"] > 1:
         return Drop("later_turn")
-    a, b, winner, language = row["conversation_a"], row["conversation_b"], row["winner"], row.get("language")
+    a, b, winner = row["conversation_a"], row["conversation_b"], row["winner"]
     if not isinstance(winner, str) or winner not in ("model_a", "model_b", "tie", "tie (bothbad)"):
         return Drop("missing_answer")
     taggers = row.get("toxic_chat_tag")
@@ -102,14 +94,14 @@ def _arena(row: Mapping[str, Any]) -> dict[str, Any] | Drop:
         "chosen": b if winner == "model_b" else a,
         "rejected": a if winner == "model_b" else b,
         "tie": winner.startswith("tie"),
-        "language": LANGUAGES.get(language.casefold(), language.casefold()) if isinstance(language, str) else None,
+        "language": row.get("language"),
         "toxic": _is_flagged(row.get("openai_moderation"))
         or (isinstance(taggers, Mapping) and any(map(_is_flagged, taggers.values()))),
     }
 
 
 def _helpsteer3(row: Mapping[str, Any]) -> dict[str, Any] | Drop:
-    preference, language = row["overall_preference"], row.get("language")
+    preference = row["overall_preference"]
     if not is_number(preference):
         return Drop("missing_answer")
     first, second = _says("assistant", row["response1"]), _says("assistant", row["response2"])
@@ -118,7 +110,7 @@ def _helpsteer3(row: Mapping[str, Any]) -> dict[str, Any] | Drop:
         "chosen": second if preference > 0 else first,
         "rejected": first if preference > 0 else second,
         "tie": preference == 0,
-        "language": language.lower() if isinstance(language, str) else None,
+        "language": row.get("language"),
     }
 
 
@@ -198,6 +190,8 @@ def suggest(columns: list[str]) -> tuple[str, dict[str, str] | None]:
     others = {c: w for c, w in words.items() if c != asked}
     good, bad = _opposites(others)
     if good and bad:
+        left = [c for c in words if c not in (asked, good, bad)]
+        asked = asked or (left[0] if len(left) == 1 else None)
         mapping = {**({"prompt": asked} if asked else {}), "chosen": good, "rejected": bad}
         return f"{good!r} and {bad!r} sound like a better and a worse answer", mapping
     for name, like in _LIKE.items():

@@ -64,8 +64,8 @@ CONTENT = {
     "control_tokens": Check("a text contains a chat template's control tokens", "drop", 12),
     "control_characters": Check("a text contains the character NUL", "drop", 12),
     "too_long": Check("a text has more than a million characters", "drop", 3),
-    "duplicate": Check("the same pair stands earlier in this source", "drop", 9),
-    "contradiction": Check("the same two answers stand in this source the other way round", "drop", 5),
+    "duplicate": Check("the same pair stands earlier in this source, or in another one", "drop", 9),
+    "contradiction": Check("the same two answers stand there the other way round", "drop", 5),
     "score_inverted": Check("the source scores chosen below rejected", "warn", 5),
     "prompt_mismatch": Check("the column prompt is another text than the conversation's", "warn", 2),
     "toxic": Check("the source marks the conversation as toxic", "warn", 12),
@@ -77,6 +77,7 @@ MIXTURE = {
     "prompt_held_out": Check("the prompt is held out", "drop", 9, _NO_PAIR),
     "near_held_out": Check("the prompt is nearly one that is held out", "drop", 9),
     "near_duplicate": Check("nearly the same pair comes from another source", "drop", 9),
+    "over_share": Check("left out so that the shares are those asked for", "drop", 10, _NO_PAIR, True),
     "contaminated": Check("the pair shares 13 words in a row with an evaluation set", "drop", 9),
 }
 

@@ -15,6 +15,7 @@ from preftune.errors import UserError
 from preftune.schema import DatasetEntry, Validation
 
 EXAMPLES = 5  # row ids that a report names for each check
+MOST_FILES = 20  # that a report names
 FEW_PAIRS = 50  # below this, guessing by length is right or wrong by accident
 
 
@@ -35,7 +36,7 @@ def check_source(source: Source, validation: Validation, folder: Path, seed: int
         UserError: If nothing is usable, more than `max_dropped` is defective, or a check set to `fail` failed.
     """
     entry = source.entry
-    report: dict[str, Any] = {"id": entry.id, "source_digest": source.digest, "notices": []}
+    report: dict[str, Any] = {"id": entry.name, "source_digest": source.digest, "notices": []}
     wanted = {"train": entry.split} | ({"test": entry.test_split} if entry.test_split else {})
     with (folder / "quarantine.jsonl").open("w") as quarantine:
         for side, name in wanted.items():
@@ -65,13 +66,14 @@ class _Check:
         self.examples: dict[str, list[str]] = {}
         self.languages = validation.languages or default_languages(source.entry.id)
         self.columns: dict[str, None] = {}
+        self.other_languages = Counter[str]()
         self.seen: set[int] = set()
         self.chars = {"chosen": 0, "rejected": 0}
         self.longer = self.shorter = 0
 
     @property
     def where(self) -> str:
-        return f"{self.source.entry.id}, split {self.split}"
+        return f"{self.source.entry.name}, split {self.split}"
 
     def run(self, target: Path, limit: int | None, seed: int) -> dict[str, Any]:
         """Reads the rows, writes the pairs, and judges the whole.
@@ -103,15 +105,17 @@ class _Check:
         try:
             if isinstance(generic, Drop):
                 raise generic
-            pair = to_pair(generic, self.source.entry.id, row_id)
+            pair = to_pair(generic, self.source.entry.name, row_id)
             for name in findings(pair, generic, self.languages):
+                if name == "other_language":
+                    self.other_languages[str(generic.get("language") or generic.get("lang"))[:30]] += 1
                 self._found(name, row_id)
             self._seen_before(pair, row_id)
         except Drop as drop:
             self.dropped[drop.reason] += 1
             self._example(drop.reason, row_id)
             line = {
-                "source": self.source.entry.id,
+                "source": self.source.entry.name,
                 "split": self.split,
                 "row_id": row_id,
                 "reason": drop.reason,
@@ -160,6 +164,13 @@ class _Check:
                     "correct the data, or change validation.severity",
                 )
         if self.kept == 0:
+            if self.other_languages:
+                found = ", ".join(name for name, _ in self.other_languages.most_common(5))
+                raise UserError(
+                    f"no pair is left: {self.dropped['other_language']} rows are in other languages ({found})",
+                    self.where,
+                    f"validation.languages asks for {', '.join(self.languages or ())}: add one of theirs",
+                )
             raise no_pairs(self.source.entry, self.split, list(self.columns), self.dropped)
         defects = sum(n for name, n in self.dropped.items() if not CHECKS[name].choice)
         if (share := defects / self.read) > self.validation.max_dropped:
@@ -195,6 +206,7 @@ class _Check:
     def report(self) -> dict[str, Any]:
         return {
             "split": self.split,
+            "files": sorted({Path(f).name for f in self.source.splits[self.split]})[:MOST_FILES],
             "read": self.read,
             "kept": self.kept,
             "drawn": self.drawn,
@@ -221,7 +233,7 @@ def _draw(path: Path, lines: int, count: int, seed: int) -> None:
 def no_pairs(entry: DatasetEntry, split: str, columns: list[str], dropped: Counter[str]) -> UserError:
     """The error for data that gives no pair at all: why, the columns found, and a mapping to paste."""
     here = ", ".join(columns) or "none"
-    where = f"{entry.id}, split {split}"
+    where = f"{entry.name}, split {split}"
     reason = dropped.most_common(1)[0][0]
     if reason == "missing_answer":
         nearest, mapping = suggest(columns)

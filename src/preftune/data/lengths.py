@@ -113,7 +113,8 @@ def stop_if_untrainable(found: dict[str, Any], max_length: int | None, validatio
     raise UserError(
         f"{sum(lost.values())} of {found['pairs']} training pairs cannot be trained on at {max_length=}: {reasons}",
         "max_length",
-        f"raise max_length: 95 % of the pairs fit whole in {found['max_length_95']} tokens, 99 % in "
+        f"raise max_length (validation.max_dropped is {validation.max_dropped:g}): 95 % of the pairs fit whole in "
+        f"{found['max_length_95']} tokens, 99 % in "
         f"{found['max_length_99']}" + (f"; or change validation.severity ({failed[0]})" if failed else ""),
     )
 

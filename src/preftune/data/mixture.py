@@ -5,17 +5,15 @@
 `weighting: share` makes the weights shares of the result.
 """
 
-import itertools
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 from preftune.data.check_list import CHECKS
-from preftune.data.overlap import near, near_across, shares_words
-from preftune.data.pairs import Pair, group_of, text_of
+from preftune.data.doubles import Line, common_prompts, overlap_findings, repeated
+from preftune.data.pairs import Pair
 from preftune.errors import UserError
 from preftune.schema import Mixture, Validation
 
@@ -26,34 +24,6 @@ def load_pairs(path: Path) -> list[Pair]:
     """Reads pairs that a step wrote."""
     with path.open() as f:
         return [Pair.model_validate_json(line) for line in f]
-
-
-@dataclass(frozen=True)
-class Line:
-    """A pair as it stands in a file, and what sampling and splitting look at.
-
-    Args:
-        text: The line of JSON.
-        source: The dataset's id.
-        group_id: Pairs with one group never fall on both sides of a split.
-        prompt: Digest of the prompt without regard to case and white space.
-    """
-
-    text: str
-    source: str
-    group_id: str
-    prompt: str
-
-    @classmethod
-    def read(cls, path: Path) -> "list[Line]":
-        """The lines of a file of pairs."""
-        with path.open() as f:
-            return [cls._parse(text) for text in f]
-
-    @classmethod
-    def _parse(cls, text: str) -> "Line":
-        pair = json.loads(text)
-        return cls(text, pair["source"], pair["group_id"], group_of(pair["prompt"]))
 
 
 _Pair = TypeVar("_Pair", Pair, Line)
@@ -145,18 +115,18 @@ def build_mixture(
     if size is not None:
         drawn, split_off = split_by_group(drawn, size, mixture.seed)
         held += split_off
-    ids = [e.id for e in mixture.datasets]
-    overlaps = _overlaps(drawn, ids)
+    ids = [e.name for e in mixture.datasets]
+    overlaps = common_prompts(drawn, ids)
     with (folder / "quarantine.jsonl").open("w") as quarantine:
-        found = _overlap_findings(drawn, held, validation, evaluation_texts)
-        train, dropped, warned = _apply(drawn, found, validation, quarantine)
-    for side, lines in (("train", train), ("test", held)):
+        test, test_dropped, _ = _apply(held, repeated(held), validation, quarantine, "test")
+        found = overlap_findings(drawn, test, validation, evaluation_texts)
+        if mixture.weighting == "share":
+            dropping = {i for i, name in found.items() if validation.does(name) == "drop"}
+            found |= dict.fromkeys(_over_share(drawn, dropping, mixture), "over_share")
+        train, dropped, warned = _apply(drawn, found, validation, quarantine, "train")
+    for side, lines in (("train", train), ("test", test)):
         if not lines:
-            raise UserError(
-                f"the mixture's {side} side is empty",
-                "dataset_mixture",
-                "raise the weights, or set test_split_size so that both sides get pairs",
-            )
+            raise _empty(side, len(drawn), len(test), dropped)
         with (folder / f"{side}.jsonl").open("w") as f:
             f.writelines(line.text for line in lines)
     counts = Counter(line.source for line in train)
@@ -164,7 +134,8 @@ def build_mixture(
     info = {
         "drawn": len(drawn),
         "train": len(train),
-        "test": len(held),
+        "test": len(test),
+        "test_dropped": test_dropped,
         "overlap": dropped.get("prompt_held_out", 0),
         "dropped": dropped,
         "warned": warned,
@@ -174,12 +145,23 @@ def build_mixture(
         "notices": notices + [_notice(name, n, "left out of training") for name, n in dropped.items()],
     }
     info["notices"] += [_notice(name, n, "kept") for name, n in warned.items()]
+    info["notices"] += [_notice(name, n, "left out", "held-out") for name, n in test_dropped.items()]
     (folder / "mixture.json").write_text(json.dumps(info, indent=1))
     return info
 
 
-def _notice(name: str, count: int, what: str) -> str:
-    return f"mixture: {count} training pairs {what}: {CHECKS[name].meaning} ({name})"
+def _notice(name: str, count: int, what: str, side: str = "training") -> str:
+    return f"mixture: {count} {side} pair{'s' if count > 1 else ''} {what}: {CHECKS[name].meaning} ({name})"
+
+
+def _empty(side: str, drawn: int, held: int, dropped: dict[str, int]) -> UserError:
+    reasons = ", ".join(f"{n} × {CHECKS[name].meaning}" for name, n in dropped.items()) or "none"
+    return UserError(
+        f"the mixture's {side} side is empty: {drawn} pairs were drawn to train on, of which dropped: {reasons}; "
+        f"{held} are held out",
+        "dataset_mixture",
+        "change what dropped them (test_split, test_split_size, validation), or raise the weights",
+    )
 
 
 def _weight_notices(mixture: Mixture) -> list[str]:
@@ -192,46 +174,27 @@ def _weight_notices(mixture: Mixture) -> list[str]:
     return []
 
 
-def _overlaps(lines: list[Line], ids: list[str]) -> list[tuple[str, str, int]]:
-    """How many prompts two datasets have in common, for each two that have any."""
-    prompts = {i: {line.prompt for line in lines if line.source == i} for i in dict.fromkeys(ids)}
-    pairs = ((a, b, len(prompts[a] & prompts[b])) for a, b in itertools.combinations(sorted(prompts), 2))
-    return [p for p in pairs if p[2]]
-
-
-def _asked(line: Line) -> str:
-    return "\n".join(m["content"] for m in json.loads(line.text)["prompt"] if m["role"] == "user")
-
-
-def _whole(line: Line) -> str:
-    pair = json.loads(line.text)
-    return "\n".join(text_of(pair[part]) for part in ("prompt", "chosen", "rejected"))
-
-
-def _overlap_findings(
-    drawn: list[Line], held: list[Line], validation: Validation, evaluation_texts: Sequence[str]
-) -> dict[int, str]:
-    """Index of a drawn pair → the first check of `check_list.MIXTURE` that it fails."""
-    groups = {p.group_id for p in held} | {p.prompt for p in held}
-    found = {i: "prompt_held_out" for i, p in enumerate(drawn) if p.group_id in groups or p.prompt in groups}
-    if validation.near_duplicates is not None:
-        rest = [i for i in range(len(drawn)) if i not in found]
-        asked = list(dict.fromkeys(_asked(p) for p in held))
-        close = near([_asked(drawn[i]) for i in rest], asked, validation.near_duplicates)
-        found |= {rest[i]: "near_held_out" for i in close}
-        rest = [i for i in range(len(drawn)) if i not in found]
-        if len({drawn[i].source for i in rest}) > 1:
-            texts, names = [_whole(drawn[i]) for i in rest], [drawn[i].source for i in rest]
-            found |= {rest[i]: "near_duplicate" for i in near_across(texts, names, validation.near_duplicates)}
-    if evaluation_texts:
-        rest = [i for i in range(len(drawn)) if i not in found]
-        shared = shares_words([_asked(drawn[i]) for i in rest], evaluation_texts)
-        found |= {rest[i]: "contaminated" for i in shared}
-    return found
+def _over_share(drawn: list[Line], dropping: set[int], mixture: Mixture) -> set[int]:
+    """Indices to leave out as well, so that what stays has the shares asked for; none if nothing is dropped."""
+    weights = Counter[str]()
+    for entry in mixture.datasets:
+        weights[entry.name] += entry.weight  # pyright: ignore[reportArgumentType] - a counter of floats
+    stay = [i for i in range(len(drawn)) if i not in dropping]
+    counts = Counter(drawn[i].source for i in stay)
+    if not dropping or any(not counts[name] for name in weights):
+        return set()
+    total = min(counts[name] / weight for name, weight in weights.items())
+    room = {name: round(total * weight) for name, weight in weights.items()}
+    over = set()
+    for i in stay:
+        room[drawn[i].source] -= 1
+        if room[drawn[i].source] < 0:
+            over.add(i)
+    return over
 
 
 def _apply(
-    drawn: list[Line], found: dict[int, str], validation: Validation, quarantine: TextIO
+    drawn: list[Line], found: dict[int, str], validation: Validation, quarantine: TextIO, side: str
 ) -> tuple[list[Line], dict[str, int], dict[str, int]]:
     """(pairs that stay, dropped by reason, kept with a warning by reason)."""
     counts = Counter(found.values())
@@ -239,7 +202,7 @@ def _apply(
         if validation.does(name) == "fail":
             first = json.loads(drawn[min(i for i, n in found.items() if n == name)].text)
             raise UserError(
-                f"{count} training pairs fail the check {name}: {CHECKS[name].meaning} "
+                f"{count} pairs ({side}) fail the check {name}: {CHECKS[name].meaning} "
                 f"(for example {first['row_id']} of {first['source']})",
                 "dataset_mixture",
                 "take them out of the data, or change validation.severity",
@@ -247,7 +210,7 @@ def _apply(
     drops = {i: name for i, name in found.items() if validation.does(name) == "drop"}
     for i, name in sorted(drops.items()):
         pair = json.loads(drawn[i].text)
-        line = {"source": pair["source"], "split": "train", "row_id": pair["row_id"], "reason": name}
+        line = {"source": pair["source"], "split": side, "row_id": pair["row_id"], "reason": name}
         quarantine.write(json.dumps({**line, "meaning": CHECKS[name].meaning, "row": pair}, ensure_ascii=False) + "\n")
     kept = [line for i, line in enumerate(drawn) if i not in drops]
     by_name = dict(sorted(counts.items()))

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from preftune.data.check_list import REASONS
+from preftune.data.languages import language_code
 
 Message = dict[str, str]
 
@@ -134,7 +135,17 @@ def is_number(value: Any) -> bool:
 
 def _score(row: Mapping[str, Any], side: str) -> float | None:
     names = (f"score_{side}", f"{side}_score", f"{side}-rating", f"{side}_rating")
-    return next((float(row[n]) for n in names if is_number(row.get(n))), None)
+    return next((score for n in names if (score := _number(row.get(n))) is not None), None)
+
+
+def _number(value: Any) -> float | None:
+    """The number, also one that is written as a text."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    return float(value) if is_number(value) else None
 
 
 def text_of(messages: list[Message]) -> str:
@@ -263,7 +274,7 @@ def findings(pair: Pair, row: Mapping[str, Any], languages: tuple[str, ...] | No
     found = []
     messages = [*pair.prompt, *pair.chosen, *pair.rejected]
     language = _first(row, ("language", "lang"))
-    if languages and isinstance(language, str) and language.casefold() not in map(str.casefold, languages):
+    if languages and isinstance(language, str) and language_code(language) not in map(language_code, languages):
         found.append("other_language")
     if row.get("tie") is True or (pair.score_chosen is not None and pair.score_chosen == pair.score_rejected):
         found.append("tie")

@@ -162,7 +162,7 @@ def read_rows(source: Source, split: str, seed: int | None = None) -> Iterator[R
         StepError: If the hub fails while reading (a retry may help).
     """
     entry = source.entry
-    rows = _rows(source, split, seed if entry.streaming else None)
+    rows = _named(_rows(source, split, seed if entry.streaming else None), entry)
     if entry.columns is None:
         yield from rows
         return
@@ -181,6 +181,16 @@ def read_rows(source: Source, split: str, seed: int | None = None) -> Iterator[R
                 row = {k: v for k, v in row.items() if k in keep}
             row = {**row, **{ours: row[theirs] for ours, theirs in names.items() if theirs in row}}
         yield row_id, row
+
+
+def _named(rows: Iterator[Row], entry: DatasetEntry) -> Iterator[Row]:
+    """The rows; what is wrong with a file is told with its dataset."""
+    try:
+        yield from rows
+    except UserError as e:
+        if Path(entry.id).name in e.where:
+            raise
+        raise UserError(e.error, f"{entry.name}: {e.where}", e.advice) from None
 
 
 def _rows(source: Source, split: str, seed: int | None) -> Iterator[Row]:

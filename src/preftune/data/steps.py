@@ -2,9 +2,10 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from preftune import keys, store
+from preftune.data.check_list import CHECKS
 from preftune.data.checks import check_source
 from preftune.data.decontamination import evaluation_sources, evaluation_texts
 from preftune.data.lengths import count, stop_if_untrainable
@@ -12,9 +13,11 @@ from preftune.data.mixture import build_mixture
 from preftune.data.pair_tokenizer import NotCounted, pair_tokenizer
 from preftune.data.sources import Source
 from preftune.digest import file_sha256
+from preftune.errors import UserError
 from preftune.models import StartingModel
 from preftune.schema import Mixture, Recipe, Validation
 from preftune.store import StepResult
+from preftune.summary import length_notices
 from preftune.workspace import Workspace
 
 SIDES = ("train", "test")
@@ -70,15 +73,29 @@ def make_lengths(workspace: Workspace, recipe: Recipe, model: StartingModel, mix
             sides = {s: count(place / f"{s}.jsonl", tokenizer, limit, keep_end) for s in SIDES}
         except NotCounted as e:
             (folder / "lengths.json").write_text(json.dumps({"not_counted": str(e)}))
+            (folder / "quarantine.jsonl").touch()
             return {"not_counted": str(e)}
-        lost = {s: sorted(i for found in side.pop("indices").values() for i in found) for s, side in sides.items()}
+        by_reason = {s: {i: r for r, found in side.pop("indices").items() for i in found} for s, side in sides.items()}
+        lost = {s: sorted(found) for s, found in by_reason.items()}
         (folder / "left_out.json").write_text(json.dumps(lost))
+        with (folder / "quarantine.jsonl").open("w") as out:
+            for side, found in by_reason.items():
+                _quarantine(place / f"{side}.jsonl", side, found, out)
         stop_if_untrainable(sides["train"], limit, recipe.validation)
         info = {s: {**side, "max_length": limit} for s, side in sides.items()}
         (folder / "lengths.json").write_text(json.dumps(info, indent=1))
         return info
 
     return store.make(workspace, "lengths", keys.lengths_key(recipe, model, mixture), build)
+
+
+def _quarantine(path: Path, side: str, reasons: dict[int, str], out: TextIO) -> None:
+    with path.open() as f:
+        for i, line in enumerate(f):
+            if (name := reasons.get(i)) is not None:
+                pair = json.loads(line)
+                told = {"source": pair["source"], "split": side, "row_id": pair["row_id"], "reason": name}
+                out.write(json.dumps({**told, "meaning": CHECKS[name].meaning, "row": pair}, ensure_ascii=False) + "\n")
 
 
 def left_out(lengths: StepResult, workspace: Workspace) -> dict[str, list[int]] | None:
@@ -109,16 +126,43 @@ def make_audit(
         if lengths is not None:
             truncation = lengths.info if "not_counted" in lengths.info else lengths.info["train"]
         with (folder / "quarantine.jsonl").open("w") as out:
-            for place in (*places, mixture.folder(workspace)):
+            for place in (*places, mixture.folder(workspace), *([lengths.folder(workspace)] if lengths else [])):
                 with (place / "quarantine.jsonl").open() as rows:
                     out.writelines(rows)
         data = collect(places, mixture.folder(workspace), truncation, recipe.mixture.seed)
-        (folder / "audit.json").write_text(json.dumps(data, ensure_ascii=False))
+        notices = [*recipe.notices, *data["mixture"]["notices"], *length_notices(lengths)]
+        data["mixture"]["notices"] = notices
+        (folder / "audit.json").write_text(json.dumps(data))
         (folder / "audit.html").write_text(render_audit(data), encoding="utf-8")
         final = workspace.store / "audit" / folder.name
         reports = [s.info for s in sources]
-        summary = audit_json(reports, mixture.info, final / "quarantine.jsonl", truncation, final / "audit.html")
+        info = {**mixture.info, "notices": notices}
+        summary = audit_json(reports, info, final / "quarantine.jsonl", truncation, final / "audit.html")
         return {"summary": summary}
 
     key = keys.audit_key(recipe, lengths, sources, mixture)
     return store.make(workspace, "audit", key, build)
+
+
+def audit_data(
+    workspace: Workspace, recipe: Recipe, model: StartingModel | None, found: list[Source]
+) -> tuple[StepResult, UserError | None]:
+    """Checks, mixes, counts and audits; also data that would stop a run, with what would stop it as a notice.
+
+    Raises:
+        UserError: If there is nothing to show.
+    """
+    try:
+        return _audit(workspace, recipe, model, found), None
+    except UserError as e:
+        keep = {name: does for name, does in recipe.validation.severity.items() if does != "fail"}
+        validation = recipe.validation.model_copy(update={"max_dropped": 1.0, "severity": keep})
+        notices = (f"a run stops here: {e.error} ({e.where})", *recipe.notices)
+        lenient = recipe.model_copy(update={"validation": validation, "notices": notices})
+        return _audit(workspace, lenient, model, found), e
+
+
+def _audit(workspace: Workspace, recipe: Recipe, model: StartingModel | None, found: list[Source]) -> StepResult:
+    sources, mixture = make_data(workspace, recipe, found)
+    lengths = make_lengths(workspace, recipe, model, mixture) if model else None
+    return make_audit(workspace, recipe, lengths, sources, mixture)

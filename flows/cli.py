@@ -55,7 +55,7 @@ def check(recipe: Path, /, *overrides: Overrides, as_json: Json = False) -> int:
     if as_json:
         print_json({"errors": [], "warnings": warnings, "keys": loaded.resolved(), "plan": plan})
     else:
-        show_plan(plan, warnings, summary.mixture_line(mixture.info))
+        show_plan(plan, warnings, summary.mixture_line(mixture.info, lengths))
     return 0
 
 

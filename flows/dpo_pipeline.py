@@ -96,7 +96,7 @@ def _run(workspace: Workspace, recipe: Recipe, target: Path, started: float) -> 
     lengths = run.run(count_tokens, key, recipe=recipe, model=model, mixture=mixture)
     for notice in summary.data_notices(sources, mixture, lengths):
         get_run_logger().warning(notice)
-    get_run_logger().info("mixture: %s", summary.mixture_line(mixture.info))
+    get_run_logger().info("mixture: %s", summary.mixture_line(mixture.info, lengths))
 
     shared = {"recipe": recipe, "model": model, "mixture": mixture, "lengths": lengths}
     baseline = run.run(evaluate_baseline, keys.baseline_key(recipe, model, mixture), **shared)

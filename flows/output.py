@@ -63,15 +63,17 @@ def show_datasets(known: list[dict[str, Any]]) -> None:
     """The registry, a row for each dataset."""
     console = Console()
     wide = console.width >= 120
-    table = Table(title="known preference datasets", title_justify="left", show_lines=True)
-    for column in ("dataset", "good for", "licence", "train on", "hold out", *(["watch out"] if wide else [])):
-        table.add_column(column, overflow="fold")
+    table = Table(title="known preference datasets", title_justify="left", show_lines=wide)
+    columns = ("dataset", *(["good for"] if wide else []), "licence", "train on", *(["hold out", "watch out"] * wide))
+    for column in columns:
+        table.add_column(column, overflow="fold", no_wrap=column == "dataset")  # an id is there to be copied
     for d in known:
         mark = "\n[dim]refused[/]" if d["refused"] and not d["refused"]["data_dir"] else ""
         mark += "\n[dim]gated[/]" if d["gated"] else ""
         careful = "\n".join(d["notices"][:1] or d["defects"][:1])
-        cells = [d["purpose"], d["licence"] or "not stated", ", ".join(d["dpo_splits"]), ", ".join(d["test_splits"])]
-        cells += [careful] if wide else []
+        cells = [d["licence"] or "not stated", ", ".join(d["dpo_splits"])]
+        if wide:
+            cells = [d["purpose"], *cells, ", ".join(d["test_splits"]), careful]
         table.add_row(escape(d["id"]) + mark, *(escape(c) or "–" for c in cells))
     console.print(table)
     console.print("docs/datasets.md has a recipe for each; --json tells all that is known")

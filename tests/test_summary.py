@@ -102,9 +102,13 @@ def test_data_notices() -> None:
 
 def test_mixture_line() -> None:
     one = {"train": 1200, "test": 90, "by_source": {"a": 1200}, "shares": {"a": 1.0}}
-    assert mixture_line(one) == "1,200 pairs to train on, 90 held out"
+    assert mixture_line(one, None) == "1,200 pairs to train on, 90 held out"
+    cut = step("lengths", {"train": {"counts": {"prompt_fills_max_length": 30, "identical_after_cut": 6}}})
+    assert mixture_line(one, cut) == (
+        "1,164 pairs to train on, 90 held out; 36 more cannot be trained on at max_length"
+    )
     two = {**one, "by_source": {"a": 840, "b": 360}, "shares": {"a": 0.7, "b": 0.3}}
-    assert mixture_line(two).endswith("; trained on: a 840 (70.0%), b 360 (30.0%)")
+    assert mixture_line(two, None).endswith("; trained on: a 840 (70.0%), b 360 (30.0%)")
 
 
 def test_lineage() -> None:

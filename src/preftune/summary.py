@@ -68,9 +68,13 @@ def data_notices(sources: list[StepResult], mixture: StepResult, lengths: StepRe
     return lines + mixture.info["notices"] + length_notices(lengths)
 
 
-def mixture_line(info: dict[str, Any]) -> str:
-    """The mixture's realised counts in one line."""
-    line = f"{info['train']:,} pairs to train on, {info['test']:,} held out"
+def mixture_line(info: dict[str, Any], lengths: StepResult | None) -> str:
+    """The mixture's realised counts in one line, without the pairs of which nothing is left at max_length."""
+    counts = lengths.info.get("train", {}).get("counts", {}) if lengths else {}
+    lost = sum(counts.values())
+    line = f"{info['train'] - lost:,} pairs to train on, {info['test']:,} held out"
+    if lost:
+        line += f"; {lost:,} more cannot be trained on at max_length"
     if len(info["by_source"]) < 2:
         return line
     parts = (f"{name} {n:,} ({info['shares'][name]:.1%})" for name, n in info["by_source"].items())

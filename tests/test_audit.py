@@ -93,7 +93,7 @@ def make_mixture(folder: Path, train: list[Pair], test: list[Pair], rows: list[A
     folder.mkdir()
     found = {"drawn": len(train) + len(rows), "train": len(train), "test": len(test), "warned": {}, "notices": []}
     found |= {"dropped": dict(Counter(row["reason"] for row in rows)), "by_source": {"one": len(train)}}
-    found |= {"shares": {"one": 1.0}, "overlaps": []}
+    found |= {"shares": {"one": 1.0}, "overlaps": [], "test_dropped": {}}
     (folder / "mixture.json").write_text(json.dumps(found | info))
     for name, content in (("train", train), ("test", test), ("quarantine", rows)):
         lines(folder / f"{name}.jsonl", content)
@@ -183,6 +183,8 @@ numbers = st.one_of(st.integers(-(10**7), 10**7), st.floats(-1e300, 1e300))
 @given(st.lists(numbers, min_size=1, max_size=80))
 @example([1e300, 1e300 * (1 + 1e-15)])
 @example([0.0])
+@example([1.0, 1.0])
+@example([0.3, 0.3, 0.3])
 @example([-0.0, 5e-324])
 def test_histograms_lose_nothing(values: list[float]) -> None:
     counter = Counter(values)

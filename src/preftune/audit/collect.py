@@ -156,7 +156,8 @@ def _mixture(folder: Path, seed: int) -> dict[str, Any]:
     for row in shown["rows"]:
         examples.setdefault(row["reason"], []).append(row["row_id"])
     reasons = reason_rows(info | {"examples": examples})
-    return {key: info[key] for key in keys} | {"reasons": reasons, "figures": figures, **shown}
+    told = {key: info[key] for key in keys} | {"test_dropped": sum(info["test_dropped"].values())}
+    return told | {"reasons": reasons, "figures": figures, **shown}
 
 
 def audit_json(

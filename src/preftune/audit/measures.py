@@ -3,6 +3,7 @@ a prompt.
 """
 
 import math
+from bisect import bisect_right
 from collections import Counter
 from typing import Any
 
@@ -11,6 +12,9 @@ from preftune.data.pairs import Pair, group_of
 
 BARS = 30
 ALIKE = 0.9  # share of the longer answer that both have in common, from which they count as nearly the same
+
+NARROWEST = 1e-6  # width of a bar, as a share of the values: narrower ones drown in the values' rounding
+ROUNDING = 1e-6  # of a bar's width
 
 
 def quantile(counter: Counter[Any], share: float) -> float:
@@ -29,22 +33,22 @@ def edges_of(*counters: Counter[Any]) -> list[float]:
     low, high = quantile(both, 0.01), quantile(both, 0.99)
     if 0 <= low < high / 2:
         low = 0
-    least = max((high - low) / BARS, 1e-9 * max(abs(low), abs(high))) or 0.1
+    least = max((high - low) / BARS, NARROWEST * max(abs(low), abs(high))) or 0.1
     if all(isinstance(value, int) for value in both):
         least = max(least, 1.0)
     power = 10.0 ** math.floor(math.log10(least))
     width = next(step * power for step in (1, 2, 5, 10) if step * power >= least * (1 - 1e-9))
-    first, last = math.floor(low / width + 1e-9), math.floor(high / width + 1e-9) + 1
+    first, last = math.floor(low / width + ROUNDING), math.floor(high / width + ROUNDING) + 1
     return [i * width for i in range(first, last + 1)]
 
 
 def histogram(counter: Counter[Any], edges: list[float]) -> dict[str, Any]:
     """Counts between the edges; what lies beyond them stands in the outermost bars and is counted as `beyond`."""
-    width = edges[1] - edges[0]
-    first, bars = round(edges[0] / width), [0] * (len(edges) - 1)
+    nudge = ROUNDING * (edges[1] - edges[0])  # a value that stands on an edge belongs to the bar after it
+    bars = [0] * (len(edges) - 1)
     beyond = 0
     for value, count in counter.items():
-        place = math.floor(value / width + 1e-9) - first
+        place = bisect_right(edges, value + nudge) - 1
         beyond += 0 if 0 <= place < len(bars) else count
         bars[min(max(place, 0), len(bars) - 1)] += count
     return {"edges": edges, "counts": bars, "beyond": beyond}

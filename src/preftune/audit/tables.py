@@ -55,16 +55,20 @@ def mixture_table(data: dict[str, Any]) -> list[tuple[str, str, int]]:
         side: sum(s["drawn"] for source in data["sources"] for s in source["splits"] if s["side"] == side)
         for side in SIDES
     }
-    split_off = mixture["test"] - pairs["test"]
+    split_off = mixture["test"] + mixture["test_dropped"] - pairs["test"]
+    lost = sum((data["truncation"] or {}).get("counts", {}).values())
     dropped = [r for r in mixture["reasons"] if r["dropped"]]
     rows = [
         ("", "pairs of the training splits", pairs["train"]),
         ("−", "not drawn, by the weights", pairs["train"] - mixture["drawn"] - split_off),
         ("−", "held out by test_split_size, or by default", split_off),
         *(("−", f"{r['meaning']} ({r['reason']})", r["count"]) for r in dropped),
-        ("=", "pairs to train on", mixture["train"]),
+        *([("=", "pairs of the mixture", mixture["train"])] if lost else []),
+        ("−", "nothing of them is left at max_length", lost),
+        ("=", "pairs to train on", mixture["train"] - lost),
         ("", "pairs of the test splits", pairs["test"]),
         ("+", "held out by test_split_size, or by default", split_off),
+        ("−", "stand there twice, or the other way round", mixture["test_dropped"]),
         ("=", "pairs held out", mixture["test"]),
     ]
     return [row for row in rows if row[2] or row[0] == "="]

@@ -1,4 +1,4 @@
-"""The front door: `preftune init | check | run | runs | ui`.
+"""The front door: `preftune init | check | audit | datasets | run | runs | ui`.
 
 Exit codes: 0 done · 1 failed while running · 2 the input is wrong (recipe, data, model) · with --fail-on-reject
 also 3 rejected and 4 inconclusive.
@@ -6,6 +6,7 @@ also 3 rejected and 4 inconclusive.
 
 import json
 import os
+import signal
 import socket
 import sys
 from importlib.metadata import version
@@ -15,6 +16,7 @@ from typing import Annotated, Any
 from cyclopts import App, CycloptsError, Parameter
 
 from preftune import __doc__ as tagline
+from preftune.children import interrupt
 from preftune.errors import PreftuneError, UserError
 from preftune.recipe import parse_overrides
 from preftune.workspace import find_workspace
@@ -154,6 +156,7 @@ def _fail(error: PreftuneError, as_json: bool) -> int:
 def main(arguments: list[str] | None = None) -> Any:
     """Parses the command line and runs the command; ends the process with its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    signal.signal(signal.SIGINT, interrupt)
     try:
         code = app(arguments, exit_on_error=False, print_error=False)
     except CycloptsError as e:

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from preftune.children import ERROR_FILE, Tail, launch_command, read_json_lines, report_error, run_child
+from preftune import children
+from preftune.children import ERROR_FILE, TELL, Tail, launch_command, read_json_lines, report_error, run_child
 from preftune.errors import PreftuneError, StepError, UserError
 
 
@@ -272,6 +273,33 @@ def test_read_json_lines_leaves_a_half_line_for_later(tmp_path: Path) -> None:
     assert read_json_lines(path) == [{"step": 1}, {"step": 2}]
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n')
     assert [r["step"] for r in read_json_lines(path)] == [1, 2, 3]
+
+
+def test_an_interrupt_whose_exception_was_lost_still_ends_the_child(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python drops a KeyboardInterrupt that is raised in a destructor; the next line of the child ends it then."""
+    flag = threading.Event()
+    monkeypatch.setattr(children, "interrupted", flag)
+    lines = []
+
+    class Swallows:
+        def __del__(self) -> None:
+            children.interrupt()
+
+    def on_line(line: str) -> None:
+        lines.append(line)
+        if line == "0":
+            Swallows()  # Ctrl-C at the worst moment
+
+    code = f"import time\nfor i in range(600):\n  print({TELL!r} + str(i), flush=True)\n  time.sleep(0.05)"
+    began = time.monotonic()
+    lost: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda found: lost.append(found.exc_type))
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, code, on_line)
+    assert lost == [KeyboardInterrupt]
+    assert lines == ["0"] and time.monotonic() - began < 20
 
 
 def test_read_json_lines_keeps_odd_line_ends_inside_a_text(tmp_path: Path) -> None:

@@ -114,6 +114,8 @@ def run_child(
         assert process.stdout is not None
         try:
             for line in process.stdout:
+                if interrupted.is_set():
+                    raise KeyboardInterrupt
                 out.write(line)
                 out.flush()
                 tail = [*tail[-60:], line.rstrip()]
@@ -159,6 +161,17 @@ def launch_command(module: str, job: Path, accelerate_config: Path, processes: i
     """`accelerate launch` of one of our modules on a job file, in so many processes."""
     launcher = ["-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(accelerate_config)]
     return [sys.executable, *launcher, f"--num_processes={processes}", "--module", module, str(job)]
+
+
+# Ctrl-C was pressed. Python drops the exception of a signal that arrives in a destructor, a weak reference's callback
+# or an event loop's hands: then the child would go on to its end as if nothing had been said.
+interrupted = threading.Event()
+
+
+def interrupt(*_: object) -> None:
+    """The handler of SIGINT: remembers it, so that `run_child` ends its child also if the exception is lost."""
+    interrupted.set()
+    raise KeyboardInterrupt
 
 
 class Tail:

@@ -9,9 +9,10 @@ from datasets import Dataset, concatenate_datasets
 
 from preftune.data import steps
 from preftune.data.mixture import load_pairs
-from preftune.data.sources import find_source
+from preftune.data.sources import Source, find_source
 from preftune.errors import UserError
 from preftune.recipe import load_recipe
+from preftune.schema import Recipe
 from preftune.store import StepResult
 from preftune.workspace import Workspace
 
@@ -33,13 +34,17 @@ def write(folder: Path, split: str, count: int) -> None:
     (folder / f"{split}.jsonl").write_text("".join(lines))
 
 
-def make(project: Path, **keys: Any) -> tuple[list[StepResult], StepResult, Workspace]:
+def prepared(project: Path, **keys: Any) -> tuple[Workspace, Recipe, list[Source]]:
     path = project / "recipes" / "r" / "config.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(keys))
     workspace = Workspace(project, project / ".preftune").make()
     recipe = load_recipe(path, {})
-    found = [find_source(e, workspace) for e in recipe.mixture.datasets]
+    return workspace, recipe, [find_source(e, workspace) for e in recipe.mixture.datasets]
+
+
+def make(project: Path, **keys: Any) -> tuple[list[StepResult], StepResult, Workspace]:
+    workspace, recipe, found = prepared(project, **keys)
     return *steps.make_data(workspace, recipe, found), workspace
 
 
@@ -114,12 +119,7 @@ def test_evaluation_sets_and_similarity_are_part_of_the_mixture_s_key(tmp_path: 
 
 
 def audit(project: Path, **keys: Any) -> tuple[Any, Any, Workspace]:
-    path = project / "recipes" / "r" / "config.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(keys))
-    workspace = Workspace(project, project / ".preftune").make()
-    recipe = load_recipe(path, {})
-    found = [find_source(e, workspace) for e in recipe.mixture.datasets]
+    workspace, recipe, found = prepared(project, **keys)
     return *steps.audit_data(workspace, recipe, None, found), workspace
 
 

@@ -171,6 +171,16 @@ def test_a_check_can_warn_instead_of_drop(tmp_path: Path) -> None:
     assert quarantine(tmp_path) == []
 
 
+def test_a_warning_is_about_a_pair_that_is_kept(tmp_path: Path) -> None:
+    """A row with two findings, one of which drops it, is counted once: as dropped."""
+    inverted = {"score_chosen": 1, "score_rejected": 5}
+    rows = [good(0, **inverted), good(1, rejected="good 1", **inverted), good(2), good(0, **inverted)]
+    report = check(tmp_path, rows)["train"]
+    assert (report["kept"], report["dropped"]) == (2, {"duplicate": 1, "identical": 1})
+    assert report["warned"] == {"score_inverted": 1}
+    assert report["examples"]["score_inverted"] == ["x.jsonl:1"]
+
+
 def test_a_check_can_stop_the_run(tmp_path: Path) -> None:
     rows = [good(i) for i in range(8)] + [good(3), "text"]
     with pytest.raises(UserError, match=r"1 of 10 rows fail the check duplicate: .* \(for example x.jsonl:9\)"):

@@ -106,11 +106,12 @@ class _Check:
             if isinstance(generic, Drop):
                 raise generic
             pair = to_pair(generic, self.source.entry.name, row_id)
-            for name in findings(pair, generic, self.languages):
-                if name == "other_language":
-                    self.other_languages[str(generic.get("language") or generic.get("lang"))[:30]] += 1
-                self._found(name, row_id)
-            self._seen_before(pair, row_id)
+            found = findings(pair, generic, self.languages) + self._seen_before(pair)
+            if "other_language" in found:
+                self.other_languages[str(generic.get("language") or generic.get("lang"))[:30]] += 1
+            for name in found:
+                if self.validation.does(name) != "warn":
+                    raise Drop(name)
         except Drop as drop:
             self.dropped[drop.reason] += 1
             self._example(drop.reason, row_id)
@@ -126,6 +127,10 @@ class _Check:
             self.quarantine.write(text.encode(errors="backslashreplace").decode() + "\n")
             return None
         self.kept += 1
+        self.seen.add(self._digest(pair))
+        for name in found:  # a warning is about a pair that is kept
+            self.warned[name] += 1
+            self._example(name, row_id)
         sides = len(text_of(pair.chosen)), len(text_of(pair.rejected))
         self.chars["chosen"] += sides[0]
         self.chars["rejected"] += sides[1]
@@ -133,20 +138,16 @@ class _Check:
         self.shorter += sides[0] < sides[1]
         return pair
 
-    def _found(self, name: str, row_id: str) -> None:
-        if self.validation.does(name) != "warn":
-            raise Drop(name)
-        self.warned[name] += 1
-        self._example(name, row_id)
+    @staticmethod
+    def _digest(pair: Pair, swapped: bool = False) -> int:
+        """Of prompt and answers; within one process only: the set of those seen matters, not the value."""
+        answers = text_of(pair.chosen), text_of(pair.rejected)
+        return hash((text_of(pair.prompt), *(answers[::-1] if swapped else answers)))
 
-    def _seen_before(self, pair: Pair, row_id: str) -> None:
-        prompt, chosen, rejected = text_of(pair.prompt), text_of(pair.chosen), text_of(pair.rejected)
-        this = hash((prompt, chosen, rejected))  # within one process only: the set, not the value, matters
-        if this in self.seen:
-            self._found("duplicate", row_id)
-        elif chosen != rejected and hash((prompt, rejected, chosen)) in self.seen:
-            self._found("contradiction", row_id)
-        self.seen.add(this)
+    def _seen_before(self, pair: Pair) -> list[str]:
+        if self._digest(pair) in self.seen:
+            return ["duplicate"]
+        return ["contradiction"] if self._digest(pair, swapped=True) in self.seen else []
 
     def _example(self, name: str, row_id: str) -> None:
         if len(examples := self.examples.setdefault(name, [])) < EXAMPLES:

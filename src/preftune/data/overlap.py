@@ -11,10 +11,10 @@ Nothing here depends on the order of the texts (but for the stated rule of ties)
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import groupby
-from typing import Any
+from typing import Any, cast
 
 PERMUTATIONS = 128
 RECALL = 0.995
@@ -89,18 +89,13 @@ def _jaccard(a: frozenset[int], b: frozenset[int]) -> float:
     return shared / (len(a) + len(b) - shared)
 
 
-def _signatures(keys: list[str]) -> Any:
-    """MinHash signatures, a row for each key."""
-    import numpy as np
+def _sketches(keys: list[str]) -> Iterator[Any]:
+    """The MinHash of each key, one after the other."""
     from datasketch import MinHash
 
     hashes = _WordHashes()
     shingles = ([h >> 32 for h in _shingles(key, hashes)] for key in keys)
-    sketches = MinHash.generator(shingles, num_perm=PERMUTATIONS, seed=1, hashfunc=int)
-    signatures = np.empty((len(keys), PERMUTATIONS), dtype=np.uint32)
-    for row, sketch in zip(signatures, sketches, strict=True):
-        row[:] = sketch.hashvalues
-    return signatures
+    return MinHash.generator(shingles, num_perm=PERMUTATIONS, seed=1, hashfunc=int)
 
 
 def _bands(threshold: float) -> tuple[int, int]:
@@ -108,49 +103,45 @@ def _bands(threshold: float) -> tuple[int, int]:
 
     A pair of similarity s becomes a candidate with the probability 1 - (1 - s^rows)^bands.
     """
-    for rows in range(PERMUTATIONS, 1, -1):
+    for rows in range(PERMUTATIONS // 2, 1, -1):
         bands = PERMUTATIONS // rows
         if 1 - (1 - threshold**rows) ** bands >= RECALL:
             return bands, rows
     return PERMUTATIONS, 1
 
 
-def _nearest(queries: list[int], pool: list[int], keys: list[str], signatures: Any, threshold: float) -> dict[int, int]:
-    """Key → most similar key of the pool, the earlier one of equally similar ones; for those that reach the threshold.
+class _Pool:
+    """Keys that others are compared with.
 
     Args:
-        queries: Numbers of keys.
-        pool: Numbers of keys.
-        keys: What is compared, no two alike.
-        signatures: Of the keys.
+        keys: All keys by number, no two alike.
         threshold: Least similarity.
     """
-    import numpy as np
 
-    there = set(pool)
-    result = {q: q for q in queries if q in there}
-    left = [q for q in queries if q not in there]
-    if not left or not pool:
-        return result
-    bands, rows = _bands(threshold)
-    factors = np.random.default_rng(1).integers(1, 2**63, rows, dtype=np.uint64) | np.uint64(1)
-    buckets = []  # of each band: the pool in the order of its hashes, and where each query's bucket begins and ends
-    for band in range(bands):
-        part = (signatures[:, band * rows : (band + 1) * rows] * factors).sum(axis=1, dtype=np.uint64)
-        order = np.argsort(part[pool], kind="stable")
-        ranked = part[pool][order]
-        buckets.append(
-            (order, np.searchsorted(ranked, part[left], "left"), np.searchsorted(ranked, part[left], "right"))
-        )
-    hashes = _WordHashes()
-    shingles = lru_cache(maxsize=10_000)(lambda number: frozenset(_shingles(keys[number], hashes)))
-    for i in np.flatnonzero(np.any([end > begin for _, begin, end in buckets], axis=0)):
-        candidates = np.unique(np.concatenate([order[begin[i] : end[i]] for order, begin, end in buckets]))
-        mine = shingles(left[i])
-        best = max((_jaccard(mine, shingles(pool[c])), -c) for c in candidates.tolist())
-        if best[0] >= threshold:
-            result[left[i]] = pool[-best[1]]
-    return result
+    def __init__(self, keys: list[str], threshold: float) -> None:
+        from datasketch import MinHashLSH
+
+        self.keys, self.threshold = keys, threshold
+        self.lsh = MinHashLSH(num_perm=PERMUTATIONS, params=_bands(threshold))
+        self.rank: dict[int, int] = {}  # of each key in the pool
+        hashes = _WordHashes()
+        self.shingles = lru_cache(maxsize=10_000)(lambda number: frozenset(_shingles(keys[number], hashes)))
+
+    def add(self, number: int, sketch: Any) -> None:
+        """Puts a key into the pool."""
+        self.rank[number] = len(self.rank)
+        self.lsh.insert(number, sketch, check_duplication=False)
+
+    def nearest(self, number: int, sketch: Any) -> int | None:
+        """The pool's most similar key, the earlier one of equally similar ones; None below the threshold."""
+        if number in self.rank:
+            return number
+        candidates: list[int] = sorted(cast(Any, self.lsh.query(sketch)), key=self.rank.__getitem__)
+        if not candidates:
+            return None
+        mine = self.shingles(number)
+        similarity, rank = max((_jaccard(mine, self.shingles(c)), -i) for i, c in enumerate(candidates))
+        return candidates[-rank] if similarity >= self.threshold else None
 
 
 def _numbered(keys: Iterable[str]) -> tuple[list[int], list[str]]:
@@ -177,8 +168,14 @@ def near(texts: Sequence[str], others: Sequence[str], threshold: float) -> dict[
     for index, number in enumerate(numbers[: len(others)]):
         first.setdefault(number, index)
     asked = numbers[len(others) :]
-    found = _nearest(list(dict.fromkeys(asked)), list(first), keys, _signatures(keys), threshold)
-    return {i: first[found[number]] for i, number in enumerate(asked) if number in found}
+    pool, found = _Pool(keys, threshold), dict[int, int | None]()
+    for number, sketch in enumerate(_sketches(keys)):  # the others come first
+        if number in first:
+            pool.add(number, sketch)
+        else:
+            found[number] = pool.nearest(number, sketch)
+    nearest = [found.get(number, number) for number in asked]
+    return {i: first[number] for i, number in enumerate(nearest) if number is not None}
 
 
 def near_across(texts: Sequence[str], sources: Sequence[str], threshold: float) -> dict[int, int]:
@@ -199,16 +196,25 @@ def near_across(texts: Sequence[str], sources: Sequence[str], threshold: float) 
     if len(set(sources)) < 2:
         return {}
     numbers, keys = _numbered(_key(t) for t in texts)
-    signatures = _signatures(keys)
     order = sorted(range(len(texts)), key=lambda i: (sources[i], keys[numbers[i]], texts[i], i))
+    pool = _Pool(keys, threshold)
     stays: dict[int, int] = {}
     result: dict[int, int] = {}
     for _, group in groupby(order, key=lambda i: sources[i]):
         members = list(group)
-        found = _nearest(list({numbers[i]: None for i in members}), list(stays), keys, signatures, threshold)
-        result |= {i: stays[found[numbers[i]]] for i in members if numbers[i] in found}
+        own = list(dict.fromkeys(numbers[i] for i in members))
+        new, found = [], {}
+        for number, sketch in zip(own, _sketches([keys[n] for n in own]), strict=True):
+            if (near_one := pool.nearest(number, sketch)) is None:
+                new.append((number, sketch.copy()))
+            else:
+                found[number] = near_one
+        for number, sketch in new:
+            pool.add(number, sketch)
         for i in members:
-            if numbers[i] not in found:
+            if numbers[i] in found:
+                result[i] = stays[found[numbers[i]]]
+            else:
                 stays.setdefault(numbers[i], i)
     return result
 

@@ -152,7 +152,7 @@ def test_a_gradient_that_is_not_finite_stops_the_training(job: dict[str, Any], t
     ],
 )
 def test_metric_names(key: str, name: str | None) -> None:
-    from preftune.trainer import metric_name
+    from preftune.callbacks import metric_name
 
     assert metric_name(key) == name
 

@@ -48,6 +48,7 @@ _MIXTURE_CODE = (
     *("data/mixture", "data/doubles", "data/pairs", "data/overlap", "data/decontamination", "data/check_list"),
 )
 _LENGTHS_CODE = ("data/lengths", "data/pair_tokenizer", "data/tokenizer_files")
+_TRAINING_CODE = ("training", "trainer", "callbacks", "tokens", "checkpoints", *_LENGTHS_CODE)
 _EVALUATION_CODE = ("evaluation", "scoring", "tokens", "lm_eval_pairs", *_LENGTHS_CODE)
 
 
@@ -171,7 +172,7 @@ def train_key(recipe: Recipe, workspace: Workspace, model: StartingModel, mixtur
             "device": accelerate_configs.device(),
             "tensorboard": recipe.training.get("report_to", "none"),
             "threads": threads(),
-            "code": code_version("training", "trainer", "tokens", "checkpoints", *_LENGTHS_CODE),
+            "code": code_version(*_TRAINING_CODE),
             "libraries": library_versions("torch", "transformers", "trl", "peft", "accelerate"),
         }
     )

@@ -126,6 +126,28 @@ def make_baseline(
     return _make_evaluation(workspace, "baseline", key, recipe, model, mixture, lengths, None, tell)
 
 
+def training_job(
+    workspace: Workspace,
+    folder: Path,
+    recipe: Recipe,
+    model: StartingModel,
+    mixture: StepResult,
+    lengths: StepResult,
+) -> dict[str, Any]:
+    """What `training.train` needs to know, in a training's folder."""
+    data = mixture.folder(workspace)
+    return {
+        **_model_job(model, recipe),
+        "folder": str(folder),
+        "model": {k: v for k, v in recipe.model.items() if k != "model_name_or_path"},
+        "training": recipe.training,
+        "train": str(data / "train.jsonl"),
+        "test": str(data / "test.jsonl"),
+        "left_out": left_out(lengths, workspace),
+        "eval_pairs": recipe.evaluation.training_pairs,
+    }
+
+
 def make_train(
     workspace: Workspace,
     key: str,
@@ -138,17 +160,7 @@ def make_train(
     """Trains the policy; goes on from the newest whole checkpoint of an earlier try."""
 
     def build(folder: Path) -> dict[str, Any]:
-        data = mixture.folder(workspace)
-        job = {
-            **_model_job(model, recipe),
-            "folder": str(folder),
-            "model": {k: v for k, v in recipe.model.items() if k != "model_name_or_path"},
-            "training": recipe.training,
-            "train": str(data / "train.jsonl"),
-            "test": str(data / "test.jsonl"),
-            "left_out": left_out(lengths, workspace),
-            "eval_pairs": recipe.evaluation.training_pairs,
-        }
+        job = training_job(workspace, folder, recipe, model, mixture, lengths)
         _run(workspace, "preftune.training", job, key, recipe.accelerate_config, tell)
         shutil.rmtree(folder / "checkpoints")  # they serve a retry of this step only
         return json.loads((folder / "train.json").read_text())

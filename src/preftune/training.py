@@ -113,7 +113,8 @@ def train(job: dict[str, Any]) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import DPOConfig, ModelConfig, get_peft_config, get_quantization_config
 
-    from preftune.trainer import ResumableDPOTrainer, callbacks
+    from preftune.callbacks import callbacks
+    from preftune.trainer import ResumableDPOTrainer
 
     started = time.monotonic()
     folder = Path(job["folder"])

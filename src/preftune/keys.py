@@ -48,7 +48,9 @@ _MIXTURE_CODE = (
     *("data/mixture", "data/doubles", "data/pairs", "data/overlap", "data/decontamination", "data/check_list"),
 )
 _LENGTHS_CODE = ("data/lengths", "data/pair_tokenizer", "data/tokenizer_files")
-_TRAINING_CODE = ("training", "trainer", "callbacks", "tokens", "checkpoints", *_LENGTHS_CODE)
+_TRAINING_CODE = (
+    *("training", "training_setup", "trainer", "orpo", "callbacks", "tokens", "checkpoints", *_LENGTHS_CODE),
+)
 _EVALUATION_CODE = ("evaluation", "scoring", "tokens", "lm_eval_pairs", *_LENGTHS_CODE)
 
 
@@ -165,6 +167,7 @@ def train_key(recipe: Recipe, workspace: Workspace, model: StartingModel, mixtur
             "pairs": mixture.info["train_sha256"],
             "held_out": mixture.info["test_sha256"] if evaluates else None,
             "eval_pairs": recipe.evaluation.training_pairs if evaluates else None,
+            "method": recipe.method,
             "training": learned,
             "model_settings": {k: v for k, v in recipe.model.items() if k != "model_name_or_path"},
             "accelerate": [config.name, file_sha256(config)],

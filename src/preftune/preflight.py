@@ -1,6 +1,7 @@
 """What can be known to be wrong before anything starts: seconds, no training, no Prefect."""
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,7 @@ def preflight(
         UserError: For the first thing that is wrong.
     """
     recipe = load_recipe(path, overrides)
-    for key in ("load_in_4bit", "load_in_8bit"):
-        if recipe.model.get(key) and device() == "cpu":
-            raise UserError("quantized training needs a CUDA device", f"{path}: {key}", f"remove {key} on a CPU")
+    _check_packages(recipe, path)
     check_replaceable(output_folder(workspace, recipe.output_dir))
     choose(workspace, recipe.accelerate_config)
     check_name(recipe.model_name, recipe.method)
@@ -45,3 +44,21 @@ def preflight(
     if recipe.model_name == EMBEDDED_MODEL and not embedded_folder(workspace).exists():
         return recipe, None, sources
     return recipe, find_model(recipe, workspace), sources
+
+
+def _check_packages(recipe: Recipe, path: Path) -> None:
+    """Refuses what this machine, or its Python environment, cannot do."""
+    quantized = next((k for k in ("load_in_4bit", "load_in_8bit") if recipe.model.get(k)), None)
+    if quantized and device() == "cpu":
+        raise UserError(
+            "quantized training needs a CUDA device", f"{path}: {quantized}", f"remove {quantized} on a CPU"
+        )
+    flash = recipe.model.get("attn_implementation") == "flash_attention_2"
+    if flash and device() == "cpu":
+        raise UserError("FlashAttention needs a CUDA device", f"{path}: attn_implementation", "write sdpa")
+    for needed, package, key, advice in (
+        (quantized, "bitsandbytes", quantized, "pip install 'preftune[gpu]'"),
+        (flash, "flash_attn", "attn_implementation", "pip install flash-attn, or write sdpa"),
+    ):
+        if needed and find_spec(package) is None:
+            raise UserError(f"the package {package} is not installed", f"{path}: {key}", advice)

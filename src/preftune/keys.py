@@ -163,7 +163,6 @@ def train_key(recipe: Recipe, workspace: Workspace, model: StartingModel, mixtur
             "pairs": mixture.info["train_sha256"],
             "held_out": mixture.info["test_sha256"] if evaluates else None,
             "eval_pairs": recipe.evaluation.training_pairs if evaluates else None,
-            "method": recipe.method,
             "training": learned,
             "model_settings": {k: v for k, v in recipe.model.items() if k != "model_name_or_path"},
             "accelerate": [config.name, file_sha256(config)],

@@ -9,6 +9,7 @@ from preftune.data.checks import peek
 from preftune.data.sources import Source, find_source
 from preftune.errors import UserError
 from preftune.models import StartingModel, check_name, embedded_folder, find_model
+from preftune.packages import missing_packages
 from preftune.publish import check_replaceable
 from preftune.recipe import load_recipe
 from preftune.schema import EMBEDDED_MODEL, Recipe
@@ -35,6 +36,8 @@ def preflight(
     for key in ("load_in_4bit", "load_in_8bit"):
         if recipe.model.get(key) and device() == "cpu":
             raise UserError("quantized training needs a CUDA device", f"{path}: {key}", f"remove {key} on a CPU")
+    for _, error in missing_packages(recipe):
+        raise error
     check_replaceable(output_folder(workspace, recipe.output_dir))
     choose(workspace, recipe.accelerate_config)
     check_name(recipe.model_name, recipe.method)

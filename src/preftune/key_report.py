@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from preftune.known_keys import specs
 from preftune.old_keys import Change
 from preftune.packages import missing_packages
-from preftune.reading import Reading, read
+from preftune.reading import Reading, holds_secret, read
 from preftune.schema import Recipe
 
 
@@ -141,6 +141,8 @@ def _leaves(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 
 
 def _row(key: str, value: Any, changes: list[Change], wrong: list[str], reading: Reading) -> KeyRow:
+    if holds_secret(value):
+        return KeyRow(key, "(not shown)", "refused", "", "this looks like an access token")
     if wrong:
         return KeyRow(key, value, "refused", "", "; ".join(dict.fromkeys(wrong)))
     if not changes:

@@ -108,7 +108,9 @@ def read(data: dict[str, Any], path: Path, overrides: Mapping[str, Any] | None =
             **{"evaluation": {}, **sections, "method": method},
         )
     except ValidationError as e:
-        found.problems += [_pydantic_error(error, where) for error in e.errors()]
+        wrong = [_pydantic_error(error, where) for error in e.errors()]
+        # a list whose entries are all wrong is called empty, too
+        found.problems += [(k, e) for k, e in wrong if not any(other.startswith(f"{k}.") for other, _ in wrong)]
         return found
     if mixture is None:
         return found
@@ -207,7 +209,7 @@ def _index(node: list[Any], part: str, dotted: str) -> int:
     return int(part)
 
 
-_SHORTCUT = dict(zip(DATASET_SHORTCUT, ("id", "config", "split", "test_split"), strict=True))
+_SHORTCUT: dict[str, str] = dict(zip(DATASET_SHORTCUT, ("id", "config", "split", "test_split"), strict=True))
 
 
 def _mixture(flat: dict[str, Any], where: str) -> dict[str, Any]:
@@ -221,18 +223,21 @@ def _mixture(flat: dict[str, Any], where: str) -> dict[str, Any]:
         return mixture
     if not shortcut.get("dataset_name"):
         raise UserError("the recipe names no data", where, "write dataset_name: a file, folder or hub dataset id")
-    entry = {_SHORTCUT[key]: value for key, value in shortcut.items() if value is not None}
+    entry = {_SHORTCUT[key]: value for key, value in shortcut.items() if value not in (None, "")}
     return {**others, "datasets": [entry]}
 
 
-def _no_secrets(value: Any, where: str) -> None:
+def holds_secret(value: Any) -> bool:
+    """Whether an access token stands anywhere in a value."""
     if isinstance(value, dict):
-        for k, v in value.items():
-            _no_secrets(v, f"{where}.{k}")
-    elif isinstance(value, list):
-        for v in value:
-            _no_secrets(v, where)
-    elif isinstance(value, str) and _SECRET.match(value):
+        return any(holds_secret(v) for v in value.values())
+    if isinstance(value, list):
+        return any(holds_secret(v) for v in value)
+    return isinstance(value, str) and bool(_SECRET.match(value))
+
+
+def _no_secrets(value: Any, where: str) -> None:
+    if holds_secret(value):
         raise UserError(
             "this looks like an access token; a recipe is logged and published",
             where,

@@ -20,10 +20,10 @@ class _Translation:
     def rename(self, old: str, new: str) -> None:
         """`old` becomes `new`, unless `new` says something else already."""
         value = self.flat.pop(old)
-        if new in self.flat and self.flat[new] != value:
-            self.wrong(old, f"{old!r} and {new!r} are two names of one key", f"keep {new}")
-        elif old in ALIASES and value is None:  # not set: the other name's default
+        if old in ALIASES and value is None:  # not set: the other name decides
             self.changes.append(Change(old, "no effect"))
+        elif new in self.flat and self.flat[new] != value:
+            self.wrong(old, f"{old!r} and {new!r} are two names of one key", f"keep {new}")
         else:
             self.flat[new] = value
             notice = "" if old in ALIASES else f"{old} is called {new} now"
@@ -91,7 +91,7 @@ def _warmup(t: _Translation) -> None:
     ratio, steps = t.flat["warmup_ratio"], t.flat.get("warmup_steps")
     if isinstance(steps, int | float) and steps > 0:
         t.flat.pop("warmup_ratio")
-        notice = "" if is_off(ratio) else "warmup_ratio has no effect: warmup_steps is given, and wins"
+        notice = "" if not ratio else "warmup_ratio has no effect: warmup_steps is given, and wins"
         t.changes.append(Change("warmup_ratio", "no effect", "", notice))
     elif isinstance(ratio, int | float) and not isinstance(ratio, bool) and not 0 <= ratio < 1:
         t.flat.pop("warmup_ratio")

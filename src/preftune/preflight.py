@@ -1,7 +1,6 @@
 """What can be known to be wrong before anything starts: seconds, no training, no Prefect."""
 
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from preftune.data.checks import peek
 from preftune.data.sources import Source, find_source
 from preftune.errors import UserError
 from preftune.models import StartingModel, check_name, embedded_folder, find_model
+from preftune.packages import missing_packages
 from preftune.publish import check_replaceable
 from preftune.recipe import load_recipe
 from preftune.schema import EMBEDDED_MODEL, Recipe
@@ -33,7 +33,9 @@ def preflight(
         UserError: For the first thing that is wrong.
     """
     recipe = load_recipe(path, overrides)
-    _check_packages(recipe, path)
+    _check_device(recipe, path)
+    for _, error in missing_packages(recipe):
+        raise error
     check_replaceable(output_folder(workspace, recipe.output_dir))
     choose(workspace, recipe.accelerate_config)
     check_name(recipe.model_name, recipe.method)
@@ -46,19 +48,12 @@ def preflight(
     return recipe, find_model(recipe, workspace), sources
 
 
-def _check_packages(recipe: Recipe, path: Path) -> None:
-    """Refuses what this machine, or its Python environment, cannot do."""
-    quantized = next((k for k in ("load_in_4bit", "load_in_8bit") if recipe.model.get(k)), None)
-    if quantized and device() == "cpu":
-        raise UserError(
-            "quantized training needs a CUDA device", f"{path}: {quantized}", f"remove {quantized} on a CPU"
-        )
-    flash = recipe.model.get("attn_implementation") == "flash_attention_2"
-    if flash and device() == "cpu":
-        raise UserError("FlashAttention needs a CUDA device", f"{path}: attn_implementation", "write sdpa")
-    for needed, package, key, advice in (
-        (quantized, "bitsandbytes", quantized, "pip install 'preftune[gpu]'"),
-        (flash, "flash_attn", "attn_implementation", "pip install flash-attn, or write sdpa"),
-    ):
-        if needed and find_spec(package) is None:
-            raise UserError(f"the package {package} is not installed", f"{path}: {key}", advice)
+def _check_device(recipe: Recipe, path: Path) -> None:
+    """Refuses what a machine without a GPU cannot do."""
+    if device() != "cpu":
+        return
+    for key in ("load_in_4bit", "load_in_8bit"):
+        if recipe.model.get(key):
+            raise UserError("quantized training needs a CUDA device", f"{path}: {key}", f"remove {key} on a CPU")
+    if recipe.model.get("attn_implementation") == "flash_attention_2":
+        raise UserError("FlashAttention needs a CUDA device", f"{path}: attn_implementation", "write sdpa on a CPU")

@@ -146,6 +146,7 @@ def training_job(
         "test": str(data / "test.jsonl"),
         "left_out": left_out(lengths, workspace),
         "eval_pairs": recipe.evaluation.training_pairs,
+        "reference": str(workspace.home / "reference" / model.weights),
     }
 
 

@@ -134,6 +134,15 @@ def show_result(result: dict[str, Any], workspace: Workspace) -> None:
     console.print(f"verdict: [bold {_COLOURS[outcome]}]{outcome}[/]")
     for reason in result["verdict"]["reasons"]:
         console.print(f"  - {escape(reason)}")
+    if result["training_notes"]:
+        console.print("what the training shows:")
+    for note in result["training_notes"]:
+        colour = "yellow" if note["severity"] == "warning" else "dim"
+        console.print(f"  - [{colour}]{note['severity']}[/] {escape(note['text'])}")
+        if note["advice"]:
+            console.print(f"    [dim]{escape(note['advice'])}[/]")
+    for notice in result["notices"]:
+        console.print(f"[yellow]note[/]  {escape(notice)}")
     steps = ", ".join(f"{step} {how}" for step, how in result["steps"].items())
     lines = [
         f"steps:    {steps} ({result['seconds']:.0f} s)",

@@ -34,6 +34,7 @@ _READING_CODE = (
     *("data/adapters", "data/trees", "data/pairs", "data/languages", "data/checks", "data/check_list"),
 )
 _TEMPLATES = ("templates/style.css.j2", "templates/parts.html.j2")
+_REPORT_CODE = ("report", "plots", "pages", "templates/report.html.j2", *_TEMPLATES)
 _AUDIT_CODE = (
     *("audit/collect", "audit/advice", "audit/measures", "audit/page", "audit/charts", "audit/samples"),
     *("audit/tables", "plots", "statistics", "data/check_list", "data/steps"),
@@ -203,6 +204,6 @@ def verdict_key(recipe: Recipe, baseline: StepResult, train: StepResult, policy:
             "train": train.digest,
             "beta": beta(recipe),
             "gate": recipe.gate.model_dump(),
-            "code": code_version(*_VERDICT_CODE, "report", "plots", "pages", "templates/report.html.j2", *_TEMPLATES),
+            "code": code_version(*_VERDICT_CODE, "training_notes", *_REPORT_CODE),
         }
     )

@@ -114,6 +114,7 @@ def train(job: dict[str, Any]) -> None:
     from trl import DPOConfig, ModelConfig, get_peft_config, get_quantization_config
 
     from preftune.callbacks import callbacks
+    from preftune.generation_settings import make_saveable
     from preftune.trainer import ResumableDPOTrainer
 
     started = time.monotonic()
@@ -155,6 +156,7 @@ def train(job: dict[str, Any]) -> None:
         use_safetensors=True,
         **source,
     )
+    make_saveable(model.generation_config)
     peft_config = get_peft_config(settings)
     if isinstance(peft_config, LoraConfig) and not settings.lora_target_modules:
         peft_config.target_modules = "all-linear"
@@ -180,6 +182,7 @@ def train(job: dict[str, Any]) -> None:
         )
     trainer.save_model(str(folder / "model"))
     if main_process:
+        model.generation_config.save_pretrained(folder / "model")  # an adapter's folder has none of its own
         _finish(folder, trainer, tokenizer, len(data), time.monotonic() - started)
 
 

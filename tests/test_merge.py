@@ -39,7 +39,14 @@ def trained(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..
         (folder / "pairs.jsonl").write_text(text)
         training = {"learning_rate": 0.1, "per_device_train_batch_size": 4, "num_train_epochs": 1.0, "max_length": 128}
         training |= {"report_to": "none", "save_strategy": "steps", "save_steps": 1.0, "save_total_limit": 2}
-        job = {"model_path": str(base), "revision": None, "chat_template": OWN_TEMPLATE, "threads": 1, "model": model}
+        job = {
+            "method": "dpo",
+            "model_path": str(base),
+            "revision": None,
+            "chat_template": OWN_TEMPLATE,
+            "threads": 1,
+            "model": model,
+        }
         job |= {"train": str(folder / "pairs.jsonl"), "test": "", "left_out": None, "eval_pairs": 1}
         train({**job, "folder": str(folder), "training": training})
         return folder / "model"

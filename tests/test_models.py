@@ -104,6 +104,15 @@ def test_chat_models_pass(name: str) -> None:
     check_name(name)
 
 
+def test_orpo_may_start_from_a_base_model_that_can_be_loaded() -> None:
+    check_name("meta-llama/Llama-2-7b-hf", "orpo")
+    check_name("mistralai/Mistral-7B-v0.1", "orpo")
+    for name, other in (("Llama-2-7b", "Llama-2-7b-hf"), ("Llama-2-7b-chat", "Llama-2-7b-chat-hf")):
+        with pytest.raises(UserError, match="original format") as e:
+            check_name(f"meta-llama/{name}", "orpo")
+        assert e.value.advice == f"use meta-llama/{other}"
+
+
 # --- folders ----------------------------------------------------------------------------------------------
 
 

@@ -26,11 +26,6 @@ _NOT_LEARNED = {
     "log_level",
     "log_level_replica",
     "save_total_limit",
-    "push_to_hub",
-    "hub_model_id",
-    "hub_private_repo",
-    "hub_revision",
-    "hub_strategy",
     "dataset_num_proc",
 }
 _VERDICT_CODE = ("verdict", "gate", "statistics")
@@ -49,7 +44,7 @@ _MIXTURE_CODE = (
 )
 _LENGTHS_CODE = ("data/lengths", "data/pair_tokenizer", "data/tokenizer_files")
 _TRAINING_CODE = (
-    *("training", "trainer", "callbacks", "tokens", "checkpoints", "generation_settings"),
+    *("training", "training_setup", "trainer", "orpo", "callbacks", "tokens", "checkpoints", "generation_settings"),
     *_LENGTHS_CODE,
 )
 _EVALUATION_CODE = ("evaluation", "scoring", "tokens", "lm_eval_pairs", *_LENGTHS_CODE)
@@ -164,6 +159,7 @@ def train_key(recipe: Recipe, workspace: Workspace, model: StartingModel, mixtur
     return json_digest(
         {
             "step": "train",
+            "method": recipe.method,
             "model": model.digest,
             "pairs": mixture.info["train_sha256"],
             "held_out": mixture.info["test_sha256"] if evaluates else None,
@@ -173,7 +169,7 @@ def train_key(recipe: Recipe, workspace: Workspace, model: StartingModel, mixtur
             "accelerate": [config.name, file_sha256(config)],
             "processes": accelerate_configs.processes(config),
             "device": accelerate_configs.device(),
-            "tensorboard": recipe.training.get("report_to", "none"),
+            "tensorboard": sorted(recipe.training["report_to"]),
             "threads": threads(),
             "code": code_version(*_TRAINING_CODE),
             "libraries": library_versions("torch", "transformers", "trl", "peft", "accelerate"),

@@ -17,9 +17,10 @@ def _untie(model: Any) -> None:
     import torch
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    ends = model.get_input_embeddings(), model.get_output_embeddings()
+    head: Any = model.get_output_embeddings()
+    ends = model.get_input_embeddings(), head
     if model.config.tie_word_embeddings and any(isinstance(end, BaseTunerLayer) for end in ends):
-        head = ends[1].get_base_layer() if isinstance(ends[1], BaseTunerLayer) else ends[1]
+        head = getattr(head, "base_layer", head)
         head.weight = torch.nn.Parameter(head.weight.detach().clone())
 
 
@@ -38,8 +39,9 @@ def merge(job: dict[str, Any]) -> None:
     torch.set_num_threads(job["threads"])
     folder, adapter = Path(job["folder"]) / "model", Path(job["adapter"])
     shutil.rmtree(folder, ignore_errors=True)  # of a try that was killed
-    source = {"revision": job["revision"]} if job["revision"] else {}
-    base = AutoModelForCausalLM.from_pretrained(job["model_path"], dtype=job["dtype"], use_safetensors=True, **source)
+    base: Any = AutoModelForCausalLM.from_pretrained(
+        job["model_path"], dtype=job["dtype"], use_safetensors=True, revision=job["revision"] or "main"
+    )
     tell(f"merging the adapter into the starting model ({str(base.dtype).removeprefix('torch.')})")
     model = PeftModel.from_pretrained(base, str(adapter))
     _untie(base)

@@ -77,6 +77,8 @@ def prepare_embedded(workspace: Workspace, on_line: Any) -> Path:
 def check_name(name: str, method: str = "dpo") -> None:
     """Refuses well-known base models by name, without a network.
 
+    ORPO teaches instructions and preferences at once, so it may start from a base model.
+
     Raises:
         UserError: With the chat model to use instead.
     """
@@ -84,6 +86,12 @@ def check_name(name: str, method: str = "dpo") -> None:
         if match := re.fullmatch(pattern, name):
             is_chat = name.endswith("-chat")
             why = reason.format(base="" if is_chat else ", and a base model")
+            if method == "orpo":
+                if "original format" not in reason:
+                    return
+                advice = match.expand(chat) if is_chat else f"{name}-hf"
+                why = reason.format(base="")
+                raise UserError(f"{name} cannot be trained: {why}", "model_name_or_path", f"use {advice}")
             raise UserError(
                 f"{name} cannot be trained with {method.upper()}: {why}. DPO needs a model that already follows "
                 "instructions (SFT), with a chat template",
@@ -153,7 +161,7 @@ def find_model(recipe: Recipe, workspace: Workspace) -> StartingModel:
     if name == EMBEDDED_MODEL:
         folder = embedded_folder(workspace)
     else:
-        check_name(name)
+        check_name(name, recipe.method)
         folder = workspace.resolve(name)
     is_hub = not folder.is_dir()
     commit = None
@@ -173,9 +181,9 @@ def find_model(recipe: Recipe, workspace: Workspace) -> StartingModel:
         raise UserError(problem, f"model_name_or_path: {name}", "convert it with save_pretrained to safetensors")
     template = recipe.chat_template or _template(folder)
     if not template:
+        needed = "" if recipe.method == "orpo" else ". DPO needs a model that already follows instructions"
         raise UserError(
-            "the tokenizer has no chat template: this is a base model, or an SFT model saved without it. "
-            "DPO needs a model that already follows instructions",
+            f"the tokenizer has no chat template: this is a base model, or an SFT model saved without it{needed}",
             f"model_name_or_path: {name}",
             "use the instruct/chat model of the family, or set chat_template to the template it was tuned with",
         )

@@ -37,7 +37,7 @@ def preflight(
             raise UserError("quantized training needs a CUDA device", f"{path}: {key}", f"remove {key} on a CPU")
     check_replaceable(output_folder(workspace, recipe.output_dir))
     choose(workspace, recipe.accelerate_config)
-    check_name(recipe.model_name)
+    check_name(recipe.model_name, recipe.method)
     workspace.make()
     sources = [find_source(e, workspace) for e in recipe.mixture.datasets]
     for source in sources:

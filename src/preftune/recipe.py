@@ -6,26 +6,29 @@ closest one; a key of an older TRL is translated with a notice or refused with t
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from preftune import known_keys
+from preftune.conflicts import conflicts
 from preftune.data import registry
 from preftune.errors import UserError
 from preftune.known_keys import (
     DATASET_SHORTCUT,
+    HUB,
     OURS,
-    REFUSED,
-    REMOVED,
-    RENAMED,
     SECTIONS,
     check_value,
     snapshot,
+    specs,
+    training_keys,
     unknown_key,
 )
+from preftune.old_keys import Change, Kind, Problem, is_off, translate
 from preftune.schema import EMBEDDED_MODEL, Recipe
 from preftune.strict_yaml import load_yaml
 from preftune.workspace import Workspace, find_workspace
@@ -35,7 +38,7 @@ HOUSE_TRAINING: dict[str, Any] = {
     "seed": 42,
     "logging_nan_inf_filter": False,  # TRL's default hides a NaN loss from the logs
     "save_total_limit": 2,  # rotation runs before on_save: with 1 a torn checkpoint would be the only one
-    "report_to": "none",
+    "report_to": ["none"],
 }
 
 _SECRET = re.compile(r"^(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|wandb_v1_\w{20,})$")
@@ -91,48 +94,6 @@ def _index(node: list[Any], part: str, dotted: str) -> int:
     return int(part)
 
 
-def _translate(flat: dict[str, Any], where: str) -> list[str]:
-    """Renames, removes or refuses keys of older versions, in place; returns a notice for each."""
-    notices = []
-    for old, new in RENAMED.items():
-        if old in flat:
-            if new in flat:
-                raise UserError(f"{old!r} and {new!r} are two names of one key", where, f"keep {new}")
-            flat[new] = flat.pop(old)
-            notices.append(f"{old} is called {new} now")
-    for old, reason in REMOVED.items():
-        if old in flat and flat.pop(old) not in (None, False):
-            notices.append(f"{old} no longer exists and has no effect: {reason}")
-    for key in sorted(set(flat) & set(REFUSED)):
-        if flat[key] not in (None, False):
-            raise UserError(f"{key} is not taken from a recipe: {REFUSED[key]}", where, f"remove {key}")
-        flat.pop(key)
-    mixer = flat.pop("dataset_mixer", None)
-    if mixer is not None:
-        if not isinstance(mixer, dict) or not mixer:
-            raise UserError("dataset_mixer must map dataset ids to weights", where, "see docs/recipes.md")
-        if "dataset_mixture" in flat:
-            raise UserError("dataset_mixer and dataset_mixture both name data", where, "keep dataset_mixture")
-        splits = flat.pop("dataset_splits", None) or ["train"]
-        splits = [splits] if isinstance(splits, str) else splits
-        if not isinstance(splits, list) or not all(isinstance(s, str) for s in splits):
-            raise UserError("dataset_splits must be a list of names", where, "see docs/recipes.md")
-        train = [s for s in splits if "train" in s] or splits[:1]
-        test = [s for s in splits if "test" in s]
-        flat.setdefault(
-            "dataset_mixture",
-            {
-                "datasets": [
-                    {"id": d, "split": t, "weight": w, "test_split": test[0] if test else None}
-                    for d, w in mixer.items()
-                    for t in train
-                ]
-            },
-        )
-        notices.append("dataset_mixer and dataset_splits are called dataset_mixture now")
-    return notices
-
-
 def _mixture(flat: dict[str, Any], where: str) -> dict[str, Any]:
     """The dataset section, from `dataset_mixture` or from TRL's shortcut for one dataset."""
     shortcut = {k: flat.pop(k) for k in DATASET_SHORTCUT if k in flat}
@@ -168,19 +129,20 @@ def _no_secrets(value: Any, where: str) -> None:
         )
 
 
-def _pydantic_error(e: ValidationError, where: str, fields: Mapping[str, Any]) -> UserError:
-    first = e.errors()[0]
-    path = ".".join("dataset_mixture" if p == "mixture" else str(p) for p in first["loc"])
-    if first["type"] == "extra_forbidden":
+def _pydantic_error(error: Any, where: str) -> Problem:
+    path = ".".join("dataset_mixture" if p == "mixture" else str(p) for p in error["loc"])
+    key = path.partition(".")[0]
+    if error["type"] == "extra_forbidden":
         model: Any = Recipe
-        for part in first["loc"][:-1]:  # down to the section that holds the unknown key
+        for part in error["loc"][:-1]:  # down to the section that holds the unknown key
             if isinstance(part, str):
                 model = _section_model(model, part)
-        return unknown_key(path, [*(f"{path.rpartition('.')[0]}.{n}".lstrip(".") for n in model.model_fields)], where)
-    message = first["msg"].removeprefix("Value error, ")
-    given = first.get("input")
+        names = [f"{path.rpartition('.')[0]}.{n}".lstrip(".") for n in model.model_fields]
+        return key, unknown_key(path, names, where)
+    message = error["msg"].removeprefix("Value error, ")
+    given = error.get("input")
     shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) else ""
-    return UserError(f"{message}{shown}", f"{where}: {path}", "correct this key; docs/recipes.md explains each")
+    return key, UserError(f"{message}{shown}", f"{where}: {path}", "correct this key; docs/recipes.md explains each")
 
 
 def _section_model(model: Any, field: str) -> Any:
@@ -229,60 +191,136 @@ def load_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> Recip
 
 def resolve(data: dict[str, Any], path: Path) -> Recipe:
     """Turns the flat mapping of a recipe into a `Recipe`; see `load_recipe`."""
-    where = str(path)
-    flat = dict(data)
-    _no_secrets(flat, where)
-    notices = _translate(flat, where)
-    mixture = _mixture(flat, where)
-    keys = snapshot()
-    for key in flat:
-        if key not in known_keys.known():
-            raise unknown_key(key, known_keys.known(), where)
-    if flat.get("method", "dpo") != "dpo":
-        raise UserError(f"{flat['method']!r} is not available", f"{where}: method", "write method: dpo")
+    reading = read(data, path)
+    if reading.recipe is None:
+        raise reading.problems[0][1]
+    return reading.recipe
 
-    model = {k: check_value(k, flat.pop(k), where) for k in list(flat) if k in keys["model"]}
-    if not model.get("model_name_or_path"):
-        model["model_name_or_path"] = EMBEDDED_MODEL
-        notices.append(f"no model_name_or_path: starting from the embedded model ({EMBEDDED_MODEL})")
-    if not model.get("use_peft") and any(k.startswith("lora_") for k in model):
-        notices.append("lora_* keys have no effect without use_peft: true (all weights are trained)")
 
-    output_dir = flat.pop("output_dir", None) or f"data/{path.resolve().parent.name}"
-    if not isinstance(output_dir, str):
-        raise UserError(f"{output_dir!r} is not a path", f"{where}: output_dir", "write data/my-first-dpo")
-    training = {k: check_value(k, flat.pop(k), where) for k in list(flat) if k in keys["training"]}
-    training = {**HOUSE_TRAINING, **training}
-    if training["save_total_limit"] == 1:
-        training["save_total_limit"] = 2
-        notices.append("save_total_limit is 2: with one checkpoint a torn one would be the only one")
-    report_to = training["report_to"]
-    named = report_to if isinstance(report_to, list) else [report_to]
-    if "all" in named or "mlflow" in named:
-        raise UserError(
-            "preftune logs to MLflow itself (transformers' own callback loses runs)",
-            f"{where}: report_to",
-            "leave it out, or name tensorboard or wandb",
-        )
+@dataclass
+class Reading:
+    """What was understood of a recipe: what changed keys became, all that is wrong, and the recipe if nothing is."""
 
+    changes: list[Change] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    recipe: Recipe | None = None
+
+    def attempt(self, key: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """The function's result, or None with its error noted."""
+        try:
+            return function(*arguments)
+        except UserError as e:
+            self.problems.append((key, e))
+            return None
+
+    def tell(self, key: str, kind: Kind, became: str, notice: str) -> None:
+        self.changes.append(Change(key, kind, became, notice))
+
+
+def read(data: dict[str, Any], path: Path) -> Reading:
+    """Reads all of a recipe's mapping, past its errors, so that every one of them can be told.
+
+    Args:
+        data: Flat keys and sections; not changed.
+        path: The file, for names and messages.
+    """
+    where, flat, found = str(path), dict(data), Reading()
+    for key, value in data.items():
+        found.attempt(key, _no_secrets, value, f"{where}.{key}")
+    found.changes, wrong = translate(flat, where)
+    found.problems += wrong
+    method = _method(flat, path, found)
+    mixture = found.attempt("dataset_mixture", _mixture, flat, where)
+    for key in [k for k in flat if k not in known_keys.known()]:
+        found.problems.append((key, unknown_key(key, known_keys.known(), where)))
+        flat.pop(key)
+    values: dict[str, Any] = {}
+    for key in [k for k in flat if k in specs()]:
+        value = flat.pop(key)
+        if key not in training_keys(method) and key not in snapshot()["model"]:
+            notice = "" if is_off(value) else f"{key} has no effect: {_WITHOUT[method]}"
+            found.tell(key, "no effect", "", notice)
+            continue
+        before = len(found.problems)
+        value = found.attempt(key, check_value, key, value, where)
+        if len(found.problems) == before:
+            values[key] = value
+    output_dir = values.pop("output_dir", None) or f"data/{path.resolve().parent.name}"
+    _house(values, method, found)
+    found.problems += conflicts(method, {**values, "merge_adapter": flat.get("merge_adapter")}, where)
     sections = {k: flat.pop(k) for k in SECTIONS + OURS if k in flat}
-    for name in SECTIONS:
-        if name in sections and not isinstance(sections[name], dict):
-            raise UserError("this section must hold keys", f"{where}: {name}", "see docs/recipes.md")
+    for name in [n for n in SECTIONS if n in sections and not isinstance(sections[n], dict)]:
+        error = UserError("this section must hold keys", f"{where}: {name}", "see docs/recipes.md")
+        found.problems.append((name, error))
+        sections.pop(name)
+    notices = tuple(c.notice for c in found.changes if c.notice)
     try:
         recipe = Recipe(
             path=path,
             name=path.resolve().parent.name,
-            model=model,
-            training=training,
-            mixture=mixture,  # pyright: ignore[reportArgumentType] - pydantic builds the section
+            model={k: v for k, v in values.items() if k in snapshot()["model"]},
+            training={k: v for k, v in values.items() if k in training_keys(method) and k not in HUB},
+            hub={k: v for k, v in values.items() if k in HUB},  # pyright: ignore[reportArgumentType]
+            mixture=mixture if mixture is not None else {"datasets": [{"id": "?"}]},  # pyright: ignore[reportArgumentType]
             output_dir=output_dir,
-            notices=tuple(notices),
-            **{"evaluation": {}, **sections},
+            notices=notices,
+            **{"evaluation": {}, **sections, "method": method},
         )
     except ValidationError as e:
-        raise _pydantic_error(e, where, flat) from None
-    return _with_known_datasets(recipe)
+        found.problems += [_pydantic_error(error, where) for error in e.errors()]
+        return found
+    if not found.problems:
+        found.recipe = found.attempt("dataset_mixture", _with_known_datasets, recipe)
+    return found
+
+
+_WITHOUT = {
+    "dpo": "it is a key of ORPO",
+    "orpo": "ORPO knows no such key (it has no reference model and one loss)",
+}
+
+
+def _method(flat: dict[str, Any], path: Path, found: Reading) -> str:
+    """The recipe's method; one in a folder `orpo` (handbook style) that names none is ORPO."""
+    if "method" in flat:
+        method = flat.pop("method")
+        if method in ("dpo", "orpo"):
+            return method
+        error = UserError(f"{method!r} is not available", f"{path}: method", "write method: dpo or method: orpo")
+        found.problems.append(("method", error))
+        return "dpo"
+    if "orpo" not in path.resolve().parent.parts:
+        return "dpo"
+    found.tell("method", "changed", "orpo", "method: orpo, because the recipe stands in a folder named orpo")
+    return "orpo"
+
+
+def _house(values: dict[str, Any], method: str, found: Reading) -> None:
+    """Fills in what preftune sets where the recipe is silent, and what it changes; in place."""
+    if not values.get("model_name_or_path"):
+        values["model_name_or_path"] = EMBEDDED_MODEL
+        notice = f"no model_name_or_path: starting from the embedded model ({EMBEDDED_MODEL})"
+        found.tell("model_name_or_path", "changed", EMBEDDED_MODEL, notice)
+    if not values.get("use_peft") and (unused := [k for k in values if k.startswith("lora_")]):
+        for i, key in enumerate(unused):
+            notice = "" if i else "lora_* keys have no effect without use_peft: true (all weights are trained)"
+            found.tell(key, "no effect", "", notice)
+    if values.get("save_total_limit") == 1:
+        values["save_total_limit"] = 2
+        notice = "save_total_limit is 2: with one checkpoint a torn one would be the only one"
+        found.tell("save_total_limit", "changed", "2", notice)
+    named = values.get("report_to")
+    if named is not None:
+        names = named if isinstance(named, list) else [named]
+        if "mlflow" in names:
+            notice = "report_to: mlflow is left out: preftune always records in MLflow itself"
+            found.tell("report_to", "changed", "without mlflow", notice)
+        values["report_to"] = [n for n in names if n != "mlflow"] or ["none"]
+    for key, value in HOUSE_TRAINING.items():
+        if values.get(key) is None:
+            values[key] = value
+    if method == "dpo":
+        values.setdefault("precompute_ref_log_probs", not values.get("sync_ref_model", False))
 
 
 def _is_there(workspace: Workspace, path: str) -> bool:

@@ -141,6 +141,7 @@ def training_job(
     return {
         **_model_job(model, recipe),
         "folder": str(folder),
+        "method": recipe.method,
         "model": {k: v for k, v in recipe.model.items() if k != "model_name_or_path"},
         "training": recipe.training,
         "train": str(data / "train.jsonl"),

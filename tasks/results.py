@@ -53,7 +53,7 @@ def publish_result(
     return publish_run(workspace, recipe, model, target, results, repo)
 
 
-@task(name="push", retries=2, retry_delay_seconds=[5, 30])
+@task(name="push", retries=1, retry_delay_seconds=10)  # the hub's client tries each request five times
 def push_result(recipe: Recipe, target: Path, repo: str, outcome: str) -> str:
     """Uploads the output folder to the hub."""
     return push(

@@ -71,7 +71,9 @@ def head(text: str) -> dict[str, Any]:
 
 
 def test_what_the_hub_reads(tmp_path: Path) -> None:
-    (tmp_path / "README.md").write_text("---\nlicense: other\nlicense_name: llama3.2\nlicense_link: LICENSE\n---\n# x\n")
+    (tmp_path / "README.md").write_text(
+        "---\nlicense: other\nlicense_name: llama3.2\nlicense_link: LICENSE\n---\n# x\n"
+    )
     assert head(render_card(card(tmp_path))) == {
         "base_model": "my/sft",
         "base_model_relation": "adapter",
@@ -132,7 +134,9 @@ def test_the_tables(tmp_path: Path) -> None:
     )
     assert [r for r in rows if "| `test` | held out |" in r]
     assert "| trained weights (digest) | `train-digest` |" in rows
-    assert "\nbeta: 0.1, learning\\_rate: 1e-06, loss\\_type: sigmoid, max\\_length: 1024, seed: 42, lora\\_r: 4, " in made
+    assert (
+        "\nbeta: 0.1, learning\\_rate: 1e-06, loss\\_type: sigmoid, max\\_length: 1024, seed: 42, lora\\_r: 4, " in made
+    )
     assert "LoRA adapter (4,884,480 of 139,400,000 parameters trained)" in made
     columns = [len(re.findall(r"(?<!\\)\|", r)) for r in rows if r.startswith("| `")]
     assert set(columns) == {9}, "each row has the header's columns"
@@ -204,4 +208,7 @@ def test_code_and_blocks() -> None:
 
 
 def test_without_folders() -> None:
-    assert without_folders({"a": ["/x/y", "x/y", 3, None], "b": ("~/z",)}) == {"a": ["…/y", "x/y", 3, None], "b": ["…/z"]}
+    assert without_folders({"a": ["/x/y", "x/y", 3, None], "b": ("~/z",)}) == {
+        "a": ["…/y", "x/y", 3, None],
+        "b": ["…/z"],
+    }

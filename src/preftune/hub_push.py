@@ -95,6 +95,8 @@ def _told(name: str) -> Any:
 
 
 def _line(error: BaseException) -> str:
+    if isinstance(error, RuntimeError) and error.__cause__:  # "Error while uploading FILE", from what went wrong
+        error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:300] if lines else type(error).__name__
 

@@ -55,11 +55,13 @@ def check(
     from flows.output import print_json, show_plan
     from preftune import summary
     from preftune.data import steps
+    from preftune.hub_push import check_push
     from preftune.plan import make_plan
     from preftune.preflight import preflight
 
     workspace = find_workspace(recipe=recipe)
     loaded, model, found = preflight(recipe, parse_overrides(list(overrides)), workspace)
+    check_push(loaded, workspace)
     sources, mixture = steps.make_data(workspace, loaded, found)
     lengths = steps.make_lengths(workspace, loaded, model, mixture) if model else None
     plan = make_plan(loaded, workspace, model, mixture, lengths)

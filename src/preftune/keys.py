@@ -46,6 +46,7 @@ _MIXTURE_CODE = (
 _LENGTHS_CODE = ("data/lengths", "data/pair_tokenizer", "data/tokenizer_files")
 _TRAINING_CODE = (
     *("training", "training_setup", "trainer", "reference_cache", "orpo", "callbacks", "tokens", "checkpoints"),
+    "generation_settings",
     *_LENGTHS_CODE,
 )
 _EVALUATION_CODE = ("evaluation", "scoring", "tokens", "lm_eval_pairs", *_LENGTHS_CODE)
@@ -181,6 +182,20 @@ def train_key(recipe: Recipe, workspace: Workspace, model: StartingModel, mixtur
 def policy_key(recipe: Recipe, model: StartingModel, mixture: StepResult, train: StepResult) -> str:
     """Key of the policy's evaluation: as the baseline's, and the trained weights."""
     return json_digest({"step": "policy", "policy": train.digest, **_evaluation_key(recipe, model, mixture)})
+
+
+def merged_key(recipe: Recipe, model: StartingModel, train: StepResult) -> str:
+    """Key of a merged model: the trained adapter, and the weights that it is merged into."""
+    return json_digest(
+        {
+            "step": "merged",
+            "model": model.digest,
+            "adapter": train.digest,
+            "dtype": recipe.model.get("dtype"),
+            "code": code_version("merge"),
+            "libraries": library_versions("torch", "transformers", "peft"),
+        }
+    )
 
 
 def beta(recipe: Recipe) -> float:

@@ -112,9 +112,11 @@ def load_model(job: dict[str, Any], settings: Any) -> Any:
     from transformers import AutoModelForCausalLM
     from trl import get_quantization_config
 
+    from preftune.generation_settings import make_saveable
+
     quantized = next((k for k in ("load_in_4bit", "load_in_8bit") if getattr(settings, k)), None)
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        model = AutoModelForCausalLM.from_pretrained(
             job["model_path"],
             dtype=settings.dtype,
             attn_implementation=settings.attn_implementation,
@@ -125,6 +127,8 @@ def load_model(job: dict[str, Any], settings: Any) -> Any:
     except ImportError as e:  # flash-attn or bitsandbytes
         needed = quantized or "attn_implementation"
         raise UserError(str(e).strip().splitlines()[0], needed, "install it, or change the key") from None
+    make_saveable(model.generation_config)
+    return model
 
 
 def lora_config(settings: Any) -> Any:

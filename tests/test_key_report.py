@@ -112,11 +112,11 @@ def test_a_default_that_is_written_is_not_listed() -> None:
 @pytest.mark.parametrize(
     ("keys", "named"),
     [
-        ({"optim": "paged_adamw_32bit"}, {"optim": "bitsandbytes"}),
+        ({"optim": "paged_adamw_32bit"}, {"optim": "'preftune[gpu]'"}),
         ({"optim": "adamw_torch"}, {}),
         ({"optim": "adamw_torch_8bit"}, {"optim": "torchao"}),
         ({"report_to": ["wandb"]}, {"report_to": "wandb"}),
-        ({"load_in_4bit": True, "use_peft": True}, {"load_in_4bit": "bitsandbytes"}),
+        ({"load_in_4bit": True, "use_peft": True}, {"load_in_4bit": "'preftune[gpu]'"}),
     ],
 )
 def test_missing_packages(keys: dict[str, Any], named: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:

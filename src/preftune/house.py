@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from preftune.accelerate_configs import device
 from preftune.old_keys import Change, Kind
 from preftune.packages import installed
 from preftune.schema import EMBEDDED_MODEL
@@ -72,10 +73,11 @@ def _trackers(values: dict[str, Any]) -> list[Change]:
 def _packages(values: dict[str, Any]) -> list[Change]:
     """Leaves out what only makes a training faster, where the package for it is missing."""
     changes = []
-    if values.get("attn_implementation") == "flash_attention_2" and not installed("flash_attn"):
+    flash = installed("flash_attn") and device() == "cuda"
+    if values.get("attn_implementation") == "flash_attention_2" and not flash:
         values.pop("attn_implementation")
         notice = (
-            "attn_implementation: flash_attention_2 is left out: the package flash-attn is not installed here "
+            "attn_implementation: flash_attention_2 is left out: no GPU here, or no package flash-attn "
             "(transformers' own attention computes the same, slower)"
         )
         changes.append(Change("attn_implementation", "changed", "transformers' choice", notice))

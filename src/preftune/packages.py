@@ -17,8 +17,8 @@ _OPTIMIZERS = (
     ("grokadamw", "grokadamw", "grokadamw"),
     ("schedule_free_", "schedulefree", "schedulefree"),
     ("stable_adamw", "optimi", "torch-optimi"),
-    *((name, "bitsandbytes", "bitsandbytes") for name in ("adamw_8bit", "adamw_bnb_8bit", "ademamix", "lion_")),
-    *((name, "bitsandbytes", "bitsandbytes") for name in ("paged_", "rmsprop_bnb")),
+    *((name, "bitsandbytes", "'preftune[gpu]'") for name in ("adamw_8bit", "adamw_bnb_8bit", "ademamix", "lion_")),
+    *((name, "bitsandbytes", "'preftune[gpu]'") for name in ("paged_", "rmsprop_bnb")),
 )
 
 
@@ -43,19 +43,17 @@ def missing_packages(recipe: Recipe) -> list[Problem]:
             wanted.append(("optim", optimizer, module, package))
             break
     wanted += [
-        (key, "true", "bitsandbytes", "bitsandbytes")
+        (key, "true", "bitsandbytes", "'preftune[gpu]'")
         for key in ("load_in_4bit", "load_in_8bit")
         if recipe.model.get(key)
     ]
-    if recipe.model.get("attn_implementation") == "flash_attention_2":
-        wanted.append(("attn_implementation", "flash_attention_2", "flash_attn", "flash-attn"))
     if "wandb" in recipe.training["report_to"]:
         wanted.append(("report_to", "wandb", "wandb", "wandb"))
     return [
         (
             key,
             UserError(
-                f"{key}: {value} needs the package {package}, which is not installed here",
+                f"{key}: {value} needs the package {module}, which is not installed here",
                 f"{recipe.path}: {key}",
                 f"pip install {package}",
             ),

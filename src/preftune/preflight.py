@@ -33,9 +33,7 @@ def preflight(
         UserError: For the first thing that is wrong.
     """
     recipe = load_recipe(path, overrides)
-    _check_device(recipe, path)
-    for _, error in missing_packages(recipe):
-        raise error
+    _check_machine(recipe, path)
     check_replaceable(output_folder(workspace, recipe.output_dir))
     choose(workspace, recipe.accelerate_config)
     check_name(recipe.model_name, recipe.method)
@@ -48,12 +46,12 @@ def preflight(
     return recipe, find_model(recipe, workspace), sources
 
 
-def _check_device(recipe: Recipe, path: Path) -> None:
-    """Refuses what a machine without a GPU cannot do."""
-    if device() != "cpu":
-        return
-    for key in ("load_in_4bit", "load_in_8bit"):
-        if recipe.model.get(key):
-            raise UserError("quantized training needs a CUDA device", f"{path}: {key}", f"remove {key} on a CPU")
-    if recipe.model.get("attn_implementation") == "flash_attention_2":
-        raise UserError("FlashAttention needs a CUDA device", f"{path}: attn_implementation", "write sdpa on a CPU")
+def _check_machine(recipe: Recipe, path: Path) -> None:
+    """Refuses what this machine, or its Python environment, cannot do."""
+    quantized = next((k for k in ("load_in_4bit", "load_in_8bit") if recipe.model.get(k)), None)
+    if quantized and device() == "cpu":
+        raise UserError(
+            "quantized training needs a CUDA device", f"{path}: {quantized}", f"remove {quantized} on a CPU"
+        )
+    for _, error in missing_packages(recipe):
+        raise error

@@ -11,6 +11,7 @@ import yaml
 from preftune.errors import UserError
 from preftune.publish import MARKER, check_replaceable, git_revision, publish
 from preftune.recipe import load_recipe, resolve
+from preftune.strict_yaml import dump_yaml
 
 
 @pytest.fixture
@@ -30,7 +31,11 @@ def parts(tmp_path: Path) -> dict[str, Path]:
 
 
 def put(target: Path, parts: dict[str, Path], key: str = "k1", recipe: dict[str, Any] | None = None) -> bool:
-    return publish(target, key, parts["model"], parts["runs"], parts["verdict"], recipe or {"beta": 0.1})
+    def texts() -> dict[str, str]:
+        told = {name: (parts["verdict"] / name).read_text() for name in ("verdict.json", "report.html")}
+        return told | {"recipe.yaml": dump_yaml(recipe or {"beta": 0.1})}
+
+    return publish(target, key, {"": parts["model"], "runs": parts["runs"]}, texts)
 
 
 def names(folder: Path) -> set[str]:

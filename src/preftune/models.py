@@ -29,7 +29,7 @@ _BASE_MODELS: list[tuple[str, str, str]] = [
     (r"google/gemma-((?:\d-)?\d+b)", r"google/gemma-\1-it", "it is a base model"),
 ]
 
-_SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "tokenizer*")
+_SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "tokenizer*", "README.md")  # the card names the licence
 _DIGEST_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors")
 
 

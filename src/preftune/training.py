@@ -136,6 +136,8 @@ def train(job: dict[str, Any]) -> None:
 
 def _finish(folder: Path, trainer: Any, pairs: int, seconds: float) -> None:
     trainer.processing_class.save_pretrained(folder / "model")
+    # An adapter's folder would have none.
+    trainer.accelerator.unwrap_model(trainer.model).generation_config.save_pretrained(folder / "model")
     # training_args.bin is a pickle that holds tokens in plain text; the card would name folders of this machine.
     for name in ("training_args.bin", "README.md"):
         (folder / "model" / name).unlink(missing_ok=True)

@@ -20,6 +20,7 @@ from preftune.data.sources import find_source
 from preftune.digest import json_digest
 from preftune.models import embedded_folder, find_model
 from preftune.publish import check_replaceable, git_revision
+from preftune.reporting import check_reporting
 from preftune.schema import EMBEDDED_MODEL, Recipe
 from preftune.workspace import Workspace, find_workspace, output_folder
 from tasks.data import check_dataset, count_tokens, sample_mixture
@@ -74,6 +75,7 @@ def dpo_pipeline(
     started = time.time()
     workspace = find_workspace(recipe=Path(recipe)).make()
     loaded = read_recipe(str(workspace.resolve(recipe)), overrides or {})
+    check_reporting(loaded.training.get("report_to"))
     target = output_folder(workspace, loaded.output_dir)
     check_replaceable(target)
     if loaded.model_name == EMBEDDED_MODEL and not embedded_folder(workspace).exists():

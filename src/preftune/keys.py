@@ -49,7 +49,7 @@ _MIXTURE_CODE = (
     *("data/mixture", "data/doubles", "data/pairs", "data/overlap", "data/decontamination", "data/check_list"),
 )
 _LENGTHS_CODE = ("data/lengths", "data/pair_tokenizer", "data/tokenizer_files")
-_TRAINING_CODE = ("training", "trainer", "callbacks", "tokens", "checkpoints", *_LENGTHS_CODE)
+_TRAINING_CODE = ("training", "trainer", "callbacks", "reporting", "tokens", "checkpoints", *_LENGTHS_CODE)
 _EVALUATION_CODE = ("evaluation", "scoring", "tokens", "lm_eval_pairs", *_LENGTHS_CODE)
 
 

@@ -11,6 +11,7 @@ from preftune.errors import UserError
 from preftune.models import StartingModel, check_name, embedded_folder, find_model
 from preftune.publish import check_replaceable
 from preftune.recipe import load_recipe
+from preftune.reporting import check_reporting
 from preftune.schema import EMBEDDED_MODEL, Recipe
 from preftune.workspace import Workspace, output_folder
 
@@ -35,6 +36,7 @@ def preflight(
     for key in ("load_in_4bit", "load_in_8bit"):
         if recipe.model.get(key) and device() == "cpu":
             raise UserError("quantized training needs a CUDA device", f"{path}: {key}", f"remove {key} on a CPU")
+    check_reporting(recipe.training.get("report_to"))
     check_replaceable(output_folder(workspace, recipe.output_dir))
     choose(workspace, recipe.accelerate_config)
     check_name(recipe.model_name)

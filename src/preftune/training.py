@@ -10,7 +10,6 @@ die_with_parent()
 
 import json
 import os
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 from preftune import checkpoints
 from preftune.children import child_main, read_json_lines, tell
 from preftune.errors import StepError, UserError
+from preftune.reporting import finish_reporting, prepare_reporting
 
 
 def trainer_arguments(training: dict[str, Any], output_dir: Path, has_cuda: bool) -> dict[str, Any]:
@@ -121,6 +121,7 @@ def train(job: dict[str, Any]) -> None:
     main_process = os.environ.get("RANK", "0") == "0"
     has_cuda = torch.cuda.is_available()
     args = DPOConfig(**trainer_arguments(job["training"], folder / "checkpoints", has_cuda))
+    prepare_reporting(args.report_to, folder)
     settings = ModelConfig(**job["model"])
     source = {"revision": job["revision"]} if job["revision"] else {}
     tokenizer = AutoTokenizer.from_pretrained(job["model_path"], **source)
@@ -188,9 +189,7 @@ def _finish(folder: Path, trainer: Any, tokenizer: Any, pairs: int, seconds: flo
     # training_args.bin is a pickle that holds tokens in plain text; the card would name folders of this machine.
     for name in ("training_args.bin", "README.md"):
         (folder / "model" / name).unlink(missing_ok=True)
-    runs = folder / "checkpoints" / "runs"
-    if runs.exists():  # TensorBoard's, where report_to asked for it
-        shutil.copytree(runs, folder / "runs", dirs_exist_ok=True)
+    finish_reporting(folder)
     parameters = list(trainer.model.parameters())
     summary = {
         "steps": trainer.state.global_step,

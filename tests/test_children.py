@@ -73,6 +73,12 @@ def test_lines_come_while_the_child_runs(tmp_path: Path) -> None:
     run(tmp_path, code, lambda _: (tmp_path / "go").touch())
 
 
+def test_a_child_that_asks_a_question_gets_no_answer(tmp_path: Path) -> None:
+    """It ends instead of waiting at the user's terminal."""
+    log = run(tmp_path, "import sys; print('read', repr(sys.stdin.read()))")
+    assert log == "read ''\n"
+
+
 def test_the_log_grows_over_tries(tmp_path: Path) -> None:
     run(tmp_path, "print('first')")
     with pytest.raises(StepError):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -76,6 +77,21 @@ def test_both_mlflow_runs_have_the_same_metric_names(first: dict[str, Any], proj
     assert policy.data.tags["preftune.verdict"] == first["verdict"]["outcome"]
     assert {i.dataset.name for i in policy.inputs.dataset_inputs} == {"recipes/tiny/pairs", "held-out pairs"}
     assert {a.path for a in mlflow.list_artifacts(first["run_id"])} >= {"report.html", "verdict.json", "recipe.yaml"}
+
+
+def test_the_training_is_shown_and_its_curves_are_read(first: dict[str, Any], project: Path) -> None:
+    """Prefect's progress artifact ends at 100; the notes stand in the result, the verdict, the report and MLflow."""
+    with sqlite3.connect(project / ".preftune/prefect/prefect.db") as database:
+        (percent, text), *others = database.execute("select data, description from artifact where key = 'training'")
+    assert not others and float(percent) == 100.0
+    assert text.startswith("step 6 of 6  loss ")
+    assert {note["name"] for note in first["training_notes"]} == {"few-points"}, "six steps tell no trend"
+    assert first["notices"] == []
+    out = project / "data/tiny"
+    assert json.loads((out / "verdict.json").read_text())["training_notes"] == first["training_notes"]
+    assert "What the training shows" in (out / "report.html").read_text()
+    note = client(project).get_run(first["run_id"]).data.tags["mlflow.note.content"]
+    assert "too few values to tell a trend" in note
 
 
 def test_each_training_step_is_logged_once(first: dict[str, Any], project: Path) -> None:

@@ -12,6 +12,7 @@ from preftune.models import StartingModel, check_name, embedded_folder, find_mod
 from preftune.packages import missing_packages
 from preftune.publish import check_replaceable
 from preftune.recipe import load_recipe
+from preftune.reporting import check_reporting
 from preftune.schema import EMBEDDED_MODEL, Recipe
 from preftune.workspace import Workspace, output_folder
 
@@ -34,6 +35,7 @@ def preflight(
     """
     recipe = load_recipe(path, overrides)
     _check_machine(recipe, path)
+    check_reporting(recipe.training.get("report_to"))
     check_replaceable(output_folder(workspace, recipe.output_dir))
     choose(workspace, recipe.accelerate_config)
     check_name(recipe.model_name, recipe.method)

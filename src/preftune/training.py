@@ -10,7 +10,6 @@ die_with_parent()
 
 import json
 import os
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from preftune import checkpoints
 from preftune import training_setup as setup
 from preftune.children import child_main, read_json_lines, tell
 from preftune.errors import StepError, UserError
+from preftune.reporting import finish_reporting, prepare_reporting
 
 
 def _resume_point(folder: Path) -> Path | None:
@@ -65,6 +65,7 @@ def _build_trainer(job: dict[str, Any], folder: Path) -> tuple[Any, int]:
         args = config_class(**arguments)
     except ValueError as e:
         raise UserError(str(e).strip().splitlines()[0], "recipe", "correct the key") from None
+    prepare_reporting(args.report_to, folder)
     settings = ModelConfig(**job["model"])
     tokenizer = AutoTokenizer.from_pretrained(job["model_path"], revision=job["revision"] or "main")
     if job["chat_template"]:
@@ -141,9 +142,7 @@ def _finish(folder: Path, trainer: Any, pairs: int, seconds: float) -> None:
     # training_args.bin is a pickle that holds tokens in plain text; the card would name folders of this machine.
     for name in ("training_args.bin", "README.md"):
         (folder / "model" / name).unlink(missing_ok=True)
-    runs = folder / "checkpoints" / "runs"
-    if runs.exists():  # TensorBoard's, where report_to asked for it
-        shutil.copytree(runs, folder / "runs", dirs_exist_ok=True)
+    finish_reporting(folder)
     parameters = list(trainer.model.parameters())
     summary = {
         "steps": trainer.state.global_step,

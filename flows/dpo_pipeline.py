@@ -139,6 +139,8 @@ def _run(workspace: Workspace, recipe: Recipe, target: Path, repo: str | None, s
         "sft_run_id": runs["sft"],
         "verdict": {"outcome": verdict.info["outcome"], "reasons": verdict.info["reasons"]},
         "metrics": verdict.info["metrics"],
+        "training_notes": verdict.info["training_notes"],
+        "notices": [runs["notice"]] if "notice" in runs else [],
         "steps": run.done,
         "report": str(target / "report.html"),
         "output_dir": str(target),

@@ -34,6 +34,7 @@ _READING_CODE = (
     *("data/adapters", "data/trees", "data/pairs", "data/languages", "data/checks", "data/check_list"),
 )
 _TEMPLATES = ("templates/style.css.j2", "templates/parts.html.j2")
+_REPORT_CODE = ("report", "plots", "pages", "templates/report.html.j2", *_TEMPLATES)
 _AUDIT_CODE = (
     *("audit/collect", "audit/advice", "audit/measures", "audit/page", "audit/charts", "audit/samples"),
     *("audit/tables", "plots", "statistics", "data/check_list", "data/steps"),
@@ -44,7 +45,8 @@ _MIXTURE_CODE = (
 )
 _LENGTHS_CODE = ("data/lengths", "data/pair_tokenizer", "data/tokenizer_files")
 _TRAINING_CODE = (
-    *("training", "training_setup", "trainer", "orpo", "callbacks", "tokens", "checkpoints", "generation_settings"),
+    *("training", "training_setup", "trainer", "reference_cache", "orpo", "callbacks", "tokens", "checkpoints"),
+    "generation_settings",
     *_LENGTHS_CODE,
 )
 _EVALUATION_CODE = ("evaluation", "scoring", "tokens", "lm_eval_pairs", *_LENGTHS_CODE)
@@ -217,6 +219,6 @@ def verdict_key(recipe: Recipe, baseline: StepResult, train: StepResult, policy:
             "train": train.digest,
             "beta": beta(recipe),
             "gate": recipe.gate.model_dump(),
-            "code": code_version(*_VERDICT_CODE, "report", "plots", "pages", "templates/report.html.j2", *_TEMPLATES),
+            "code": code_version(*_VERDICT_CODE, "training_notes", *_REPORT_CODE),
         }
     )

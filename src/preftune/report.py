@@ -292,6 +292,7 @@ def render_report(data: ReportInput) -> str:
         damages=[_damage(d) for d in data.verdict["damages"]],
         drift=_drift(data.verdict),
         curves=[charts[name] for name in ("loss", "rewards", "accuracy") if name in charts],
+        training_notes=data.verdict["training_notes"],
         margins=charts.get("margins"),
         answer_charts=[charts[name] for name in ("answer-lengths", "answer-shares") if name in charts],
         answers=[_answer(*both) for both in data.answers],

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,7 @@ def training_job(
         "test": str(data / "test.jsonl"),
         "left_out": left_out(lengths, workspace),
         "eval_pairs": recipe.evaluation.training_pairs,
+        "reference": str(workspace.home / "reference" / model.weights),
     }
 
 
@@ -159,12 +161,25 @@ def make_train(
     mixture: StepResult,
     lengths: StepResult,
     tell: Tell = _quiet,
+    watch: Callable[[Path], AbstractContextManager[Any]] = nullcontext,
 ) -> StepResult:
-    """Trains the policy; goes on from the newest whole checkpoint of an earlier try."""
+    """Trains the policy; goes on from the newest whole checkpoint of an earlier try.
+
+    Args:
+        workspace: Where the store stands.
+        key: From `train_key`.
+        recipe: The resolved recipe.
+        model: The starting model.
+        mixture: The pairs.
+        lengths: Which of them cannot be trained on.
+        tell: Called with each line for the user.
+        watch: Given the file of metrics; held while the training runs in this process's child.
+    """
 
     def build(folder: Path) -> dict[str, Any]:
         job = training_job(workspace, folder, recipe, model, mixture, lengths)
-        _run(workspace, "preftune.training", job, key, recipe.accelerate_config, tell)
+        with watch(folder / "metrics.jsonl"):
+            _run(workspace, "preftune.training", job, key, recipe.accelerate_config, tell)
         shutil.rmtree(folder / "checkpoints")  # they serve a retry of this step only
         return json.loads((folder / "train.json").read_text())
 
@@ -178,11 +193,6 @@ def make_train(
         volatile=volatile,
         on_wait=lambda: tell("another run trains this: waiting"),
     )
-
-
-def train_folder(workspace: Workspace, key: str) -> Path:
-    """Where a training that is under way stands."""
-    return workspace.partial / "train" / key
 
 
 def make_policy(
@@ -260,18 +270,26 @@ def make_verdict(
     def build(folder: Path) -> dict[str, Any]:
         from preftune.plots import standalone_svg
         from preftune.report import ReportInput, render_report, report_charts
+        from preftune.training_notes import notes_of
         from preftune.verdict import compare
 
         places = {step: results[step].folder(workspace) for step in ("mixture", "baseline", "train", "policy")}
+        curves = read_json_lines(places["train"] / "metrics.jsonl")
         found = compare(
-            places["baseline"], places["policy"], results["train"].info, keys.beta(recipe), recipe.gate, folder
+            places["baseline"],
+            places["policy"],
+            results["train"].info,
+            keys.beta(recipe),
+            recipe.gate,
+            folder,
+            notes_of(curves, recipe),
         )
         mixture = results["mixture"].info
         answers = [read_json_lines(places[s] / "answers.jsonl") for s in ("baseline", "policy")]
         report = ReportInput(
             name=recipe.name,
             verdict=found,
-            curves=read_json_lines(places["train"] / "metrics.jsonl"),
+            curves=curves,
             margins=[m for row in read_json_lines(folder / "comparison.jsonl") if (m := row["margin"]) is not None],
             answers=list(zip(*answers, strict=True)),
             sources=[s.info for s in results["source"]],
@@ -285,6 +303,6 @@ def make_verdict(
         (folder / "plots").mkdir(exist_ok=True)
         for name, chart in report_charts(report).items():
             (folder / "plots" / f"{name}.svg").write_text(standalone_svg(chart), encoding="utf-8")
-        return {k: found[k] for k in ("outcome", "reasons", "metrics")}
+        return {k: found[k] for k in ("outcome", "reasons", "metrics", "training_notes")}
 
     return store.make(workspace, "verdict", key, build, volatile=("report.html", "plots/*"))

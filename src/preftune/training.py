@@ -50,6 +50,7 @@ def _classes(method: str) -> tuple[Any, Any]:
 
 def _build_trainer(job: dict[str, Any], folder: Path) -> tuple[Any, int]:
     """The trainer of the recipe's method, and the number of pairs that it trains on."""
+    from accelerate.utils import parse_flag_from_env
     from transformers import AutoTokenizer
     from trl import ModelConfig
 
@@ -89,9 +90,12 @@ def _build_trainer(job: dict[str, Any], folder: Path) -> tuple[Any, int]:
         "peft_config": peft_config,
         "callbacks": callbacks(folder),
     }
-    if not (is_orpo or peft_config or args.precompute_ref_log_probs):
-        # A frozen copy of our own: TRL would load it by name, without the revision.
+    if is_orpo:
+        return trainer_class(**shared), len(data)
+    if not peft_config and (not args.precompute_ref_log_probs or parse_flag_from_env("ACCELERATE_USE_FSDP")):
+        # A frozen copy of our own (FSDP needs one to precompute): TRL would load it by name, without the revision.
         shared["ref_model"] = setup.load_model(job, settings)
+    shared["reference_cache"] = Path(job["reference"])
     return trainer_class(**shared), len(data)
 
 
@@ -101,7 +105,7 @@ def train(job: dict[str, Any]) -> None:
     Args:
         job: `folder` (the step's partial folder), `method`, `recipe` (model and training sections), `model` (path,
             revision), `chat_template`, `train`, `test` (files of pairs), `left_out` (side → line numbers from 0, or
-            None), `eval_pairs`, `threads`.
+            None), `eval_pairs`, `threads`, `reference` (folder of the starting model's log-probabilities).
 
     Raises:
         UserError: If nothing can be learned from these settings and data.

@@ -62,7 +62,7 @@ def adapter(trained: Callable[..., Path]) -> Path:
 def merged_folder(base: Path, adapter: Path, folder: Path, dtype: str = "float32") -> Path:
     from preftune.merge import merge
 
-    job = {"folder": str(folder), "model_path": str(base), "revision": None, "threads": 1}
+    job = {"folder": str(folder), "model_path": str(base), "revision": None}
     merge({**job, "dtype": dtype, "adapter": str(adapter)})
     return folder / "model"
 

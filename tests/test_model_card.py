@@ -121,6 +121,12 @@ def test_the_verdict_is_said_plainly(tmp_path: Path, outcome: str, said: str) ->
     assert "- no damage measure exceeds its bar\n" in made
 
 
+def test_a_policy_that_was_not_measured(tmp_path: Path) -> None:
+    made = render_card(card(tmp_path, verdict=None))
+    assert "## No verdict yet\n" in made and "## Measures" not in made and "\n\n\n" not in made
+    assert "## Loading" in made and head(made)["base_model"] == "my/sft"
+
+
 def test_the_tables(tmp_path: Path) -> None:
     made = render_card(card(tmp_path))
     rows = [line for line in made.splitlines() if line.startswith("|")]

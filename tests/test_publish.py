@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from preftune.errors import UserError
-from preftune.publish import MARKER, check_replaceable, git_revision, publish
+from preftune.publish import MARKER, check_replaceable, git_revision, holds, publish
 from preftune.recipe import load_recipe, resolve
 from preftune.strict_yaml import dump_yaml
 
@@ -111,6 +111,17 @@ def test_a_marker_that_says_something_else(tmp_path: Path, parts: dict[str, Path
     (target / MARKER).write_text(text)
     assert put(target, parts) is True
     assert names(target) == WHOLE
+
+
+def test_which_training_stands_there(tmp_path: Path, parts: dict[str, Path]) -> None:
+    target = tmp_path / "mine"
+    assert not holds(target, "abc")
+    put(target, parts, key="abc-1")
+    assert holds(target, "abc") and not holds(target, "ab")
+    (target / "report.html").unlink()
+    assert not holds(target, "abc"), "not whole"
+    (target / MARKER).write_text("[]")
+    assert not holds(target, "abc")
 
 
 def test_a_foreign_folder_is_refused(tmp_path: Path, parts: dict[str, Path]) -> None:

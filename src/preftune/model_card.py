@@ -43,7 +43,7 @@ class CardInput:
         recipe: The resolved recipe.
         model: The starting model.
         results: Step name → its result; `source` holds a list.
-        verdict: verdict.json.
+        verdict: verdict.json; None before there is one.
     """
 
     place: str
@@ -51,7 +51,7 @@ class CardInput:
     recipe: Recipe
     model: StartingModel
     results: dict[str, Any]
-    verdict: dict[str, Any]
+    verdict: dict[str, Any] | None
 
 
 def markdown(text: Any) -> Markup:
@@ -212,10 +212,9 @@ def render_card(card: CardInput) -> str:
         paper=PAPERS[card.recipe.method],
         base=_base(card.model),
         licence=licence,
-        outcome=card.verdict["outcome"],
-        meaning=MEANING[card.verdict["outcome"]],
+        meaning=MEANING[card.verdict["outcome"]] if card.verdict else "",
         verdict=card.verdict,
-        groups=measure_rows(card.verdict),
+        groups=measure_rows(card.verdict) if card.verdict else {},
         datasets=datasets,
         mixture=_mixture(card),
         training=training_sentence(card.results["train"].info),

@@ -44,6 +44,15 @@ def _is_current(target: Path, key: str) -> bool:
         return False
 
 
+def holds(target: Path, train: str) -> bool:
+    """Whether the folder holds the result of this training (its key), whole."""
+    try:
+        key = json.loads((target / MARKER).read_text())["key"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+    return isinstance(key, str) and key.startswith(f"{train}-") and _is_current(target, key)
+
+
 def publish(target: Path, key: str, folders: dict[str, Path], texts: Callable[[], dict[str, str]]) -> bool:
     """Fills `target`, as a whole or not at all.
 
@@ -92,35 +101,37 @@ def publish_run(
         recipe: The resolved recipe.
         model: The starting model.
         target: The output folder.
-        results: Step name → its result; `source` holds a list, `merged` may be missing.
+        results: Step name → its result: `source` (a list), `mixture`, `lengths`, `train`; `merged` where it was asked
+            for, `verdict` where there is one already.
         repo: The hub repository that it will be pushed to.
 
     Returns:
         Whether anything was written.
     """
-    train, verdict = results["train"].folder(workspace), results["verdict"].folder(workspace)
-    merged = results["merged"].folder(workspace) if "merged" in results else None
-    resolved = recipe.resolved()
-    here = workspace.display(target)
+    train, verdict, merged = (
+        results[step].folder(workspace) if step in results else None for step in ("train", "verdict", "merged")
+    )
+    assert train is not None
+    resolved, here = recipe.resolved(), workspace.display(target)
     base_card = Path(model.files) / "README.md"
 
-    def card(kind: str, place: str) -> str:
+    def texts() -> dict[str, str]:
         from preftune.model_card import CardInput, render_card
 
-        found = json.loads((verdict / "verdict.json").read_text())
-        return render_card(CardInput(place, kind, recipe, model, results, found))
+        told = {n: (verdict / n).read_text("utf-8") for n in ("verdict.json", "report.html")} if verdict else {}
+        found = json.loads(told["verdict.json"]) if told else None
 
-    def texts() -> dict[str, str]:
-        told = (verdict / "verdict.json").read_text()
-        made = {"verdict.json": told, "report.html": (verdict / "report.html").read_text(encoding="utf-8")}
-        made |= {"recipe.yaml": dump_yaml(resolved)}
+        def card(kind: str, place: str) -> str:
+            return render_card(CardInput(place, kind, recipe, model, results, found))
+
+        made = {**told, "recipe.yaml": dump_yaml(resolved)}
         if merged is None:
             kind = "adapter" if results["train"].info["adapter"] else "full"
-            return made | {"README.md": card(kind, repo or here)}
-        cards = {"README.md": card("adapter", here), "merged/README.md": card("merged", repo or f"{here}/merged")}
-        return made | cards | {"merged/verdict.json": told}
+            return {**made, "README.md": card(kind, repo or here)}
+        made |= {f"merged/{name}": text for name, text in told.items() if name == "verdict.json"}
+        made["merged/README.md"] = card("merged", repo or f"{here}/merged")
+        return {**made, "README.md": card("adapter", here)}
 
-    folders = {"": train / "model", "runs": train / "runs"} | ({"merged": merged / "model"} if merged else {})
     key = {
         "steps": {step: result.key for step, result in results.items() if step != "source"},
         "sources": [s.key for s in results["source"]],
@@ -129,7 +140,8 @@ def publish_run(
         "base_card": file_sha256(base_card) if base_card.is_file() else None,
         "code": code_version("publish", "model_card", "report", "summary", "templates/model_card.md.j2"),
     }
-    return publish(target, json_digest(key), folders, texts)
+    folders = {"": train / "model", "runs": train / "runs"} | ({"merged": merged / "model"} if merged else {})
+    return publish(target, f"{results['train'].key}-{json_digest(key)}", folders, texts)
 
 
 def git_revision(project: Path) -> str:

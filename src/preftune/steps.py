@@ -222,8 +222,9 @@ def make_merged(
 
     def build(folder: Path) -> dict[str, Any]:
         job = {
-            **_model_job(model, recipe),
             "folder": str(folder),
+            "model_path": model.path,
+            "revision": model.revision,
             "dtype": recipe.model.get("dtype", "float32"),
             "adapter": str(train.folder(workspace) / "model"),
         }

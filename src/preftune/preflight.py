@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from preftune.accelerate_configs import choose, device
+from preftune.accelerate_configs import device, launch
 from preftune.data.checks import peek
 from preftune.data.sources import Source, find_source
 from preftune.errors import UserError
@@ -36,7 +36,7 @@ def preflight(
         if recipe.model.get(key) and device() == "cpu":
             raise UserError("quantized training needs a CUDA device", f"{path}: {key}", f"remove {key} on a CPU")
     check_replaceable(output_folder(workspace, recipe.output_dir))
-    choose(workspace, recipe.accelerate_config)
+    launch(workspace, recipe.accelerate_config)
     check_name(recipe.model_name)
     workspace.make()
     sources = [find_source(e, workspace) for e in recipe.mixture.datasets]

@@ -35,7 +35,16 @@ def _is_current(target: Path, key: str) -> bool:
         return False
 
 
-def publish(target: Path, key: str, model: Path, runs: Path, verdict: Path, recipe: dict[str, Any]) -> bool:
+def holds(target: Path, train: str) -> bool:
+    """Whether the folder holds the result of this training (its key), whole."""
+    try:
+        key = json.loads((target / MARKER).read_text())["key"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+    return isinstance(key, str) and key.startswith(f"{train}-") and _is_current(target, key)
+
+
+def publish(target: Path, key: str, model: Path, runs: Path, verdict: Path | None, recipe: dict[str, Any]) -> bool:
     """Fills `target` with model files, tokenizer, TensorBoard logs, recipe.yaml, verdict.json, report.html.
 
     Args:
@@ -43,7 +52,7 @@ def publish(target: Path, key: str, model: Path, runs: Path, verdict: Path, reci
         key: What it will hold; nothing is done if it holds that already.
         model: Folder of the trained model or adapter.
         runs: Folder of TensorBoard logs; may be missing.
-        verdict: Folder of the verdict.
+        verdict: Folder of the verdict; None: there is none yet.
         recipe: The resolved recipe.
 
     Returns:
@@ -57,8 +66,9 @@ def publish(target: Path, key: str, model: Path, runs: Path, verdict: Path, reci
     shutil.copytree(model, scratch)
     if runs.is_dir():
         shutil.copytree(runs, scratch / "runs")
-    for name in ("verdict.json", "report.html"):
-        shutil.copy2(verdict / name, scratch / name)
+    if verdict is not None:
+        for name in ("verdict.json", "report.html"):
+            shutil.copy2(verdict / name, scratch / name)
     (scratch / "recipe.yaml").write_text(dump_yaml(recipe))
     files = {str(p.relative_to(scratch)): p.stat().st_size for p in scratch.rglob("*") if p.is_file()}
     (scratch / MARKER).write_text(json.dumps({"key": key, "files": files}, indent=1))

@@ -9,30 +9,35 @@ from preftune.children import die_with_parent
 die_with_parent()
 
 import json
-import os
 import shutil
 import time
 from pathlib import Path
 from typing import Any
 
-from preftune import checkpoints
+from preftune import checkpoints, ranks
 from preftune.children import child_main, read_json_lines, tell
 from preftune.errors import StepError, UserError
 
 
-def trainer_arguments(training: dict[str, Any], output_dir: Path, has_cuda: bool) -> dict[str, Any]:
+def trainer_arguments(
+    training: dict[str, Any], output_dir: Path, has_cuda: bool, has_bf16: bool = True
+) -> dict[str, Any]:
     """The keyword arguments of `DPOConfig`: the recipe's keys and what the machine asks for.
 
     Args:
         training: `Recipe.training`.
         output_dir: Where checkpoints go.
         has_cuda: Whether there is a CUDA device.
+        has_bf16: Whether it computes in bf16.
     """
-    machine: dict[str, Any] = {}
+    # The first process counts tokens and reads caches for all; the others must not give up on it after half an hour.
+    machine: dict[str, Any] = {"ddp_timeout": 86_400}
+    if has_cuda and not has_bf16 and not {"bf16", "fp16"} & set(training):
+        machine["fp16"] = True  # TRL's default is bf16, which older GPUs (T4, V100) imitate slowly
     if not has_cuda:
         # TRL's defaults are for a GPU: bf16 is ~100 times slower than fp32 on most CPUs, and gradient
         # checkpointing costs a second forward pass to save memory that a CPU has.
-        machine = {
+        machine |= {
             "use_cpu": True,
             "bf16": False,
             "activation_checkpointing": False,
@@ -69,9 +74,11 @@ def _trainable(
         return data
     lengths = [len(tokenize_prompt(tokenizer, row["prompt"])) for row in data]
     too_long = [i for i, n in enumerate(lengths) if n >= max_length]
-    with dropped.open("w") as f:
-        for i in too_long:
-            f.write(json.dumps({"row": i, "reason": "prompt_fills_max_length", "prompt_tokens": lengths[i]}) + "\n")
+    if ranks.rank() == 0:
+        with dropped.open("w") as f:
+            for i in too_long:
+                told = {"row": i, "reason": "prompt_fills_max_length", "prompt_tokens": lengths[i]}
+                f.write(json.dumps(told) + "\n")
     if too_long:
         tell(f"{len(too_long)} of {len(data)} pairs left out: the prompt alone fills max_length={max_length}")
     if len(too_long) == len(data):
@@ -118,9 +125,12 @@ def train(job: dict[str, Any]) -> None:
 
     started = time.monotonic()
     folder = Path(job["folder"])
-    main_process = os.environ.get("RANK", "0") == "0"
+    main_process = ranks.rank() == 0
     has_cuda = torch.cuda.is_available()
-    args = DPOConfig(**trainer_arguments(job["training"], folder / "checkpoints", has_cuda))
+    has_bf16 = has_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+    asked = ranks.take_launcher_settings()
+    args = DPOConfig(**trainer_arguments(job["training"], folder / "checkpoints", has_cuda, has_bf16))
+    _tell_overruled(asked, args)
     settings = ModelConfig(**job["model"])
     source = {"revision": job["revision"]} if job["revision"] else {}
     tokenizer = AutoTokenizer.from_pretrained(job["model_path"], **source)
@@ -167,7 +177,7 @@ def train(job: dict[str, Any]) -> None:
         peft_config=peft_config,
         callbacks=callbacks(folder),
     )
-    resume = _resume_point(folder) if main_process else checkpoints.newest_whole(folder / "checkpoints")
+    resume = ranks.from_first(lambda: _resume_point(folder))
     if resume:
         trainer.restore_metrics(resume)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
@@ -181,6 +191,13 @@ def train(job: dict[str, Any]) -> None:
     trainer.save_model(str(folder / "model"))
     if main_process:
         _finish(folder, trainer, tokenizer, len(data), time.monotonic() - started)
+    ranks.leave()
+
+
+def _tell_overruled(asked: dict[str, str], args: Any) -> None:
+    for key, used in (("mixed_precision", args.mixed_precision), ("dynamo_backend", args.torch_compile_backend)):
+        if key in asked and asked[key] != (used or "no"):
+            tell(f"{key}: {used or 'no'}, as the recipe says; the launcher's file says {asked[key]}")
 
 
 def _finish(folder: Path, trainer: Any, tokenizer: Any, pairs: int, seconds: float) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from preftune import checkpoints, progress
+from preftune import checkpoints, progress, ranks
 from preftune.children import tell
 from preftune.errors import UserError
 
@@ -55,9 +55,10 @@ class MetricsCallback(TrainerCallback):
 
 
 class SealCallback(TrainerCallback):
-    """Seals each checkpoint with its manifest, last of all."""
+    """Seals each checkpoint with its manifest, last of all: when every process has written its part."""
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        ranks.wait_for_all()
         if state.is_world_process_zero:
             checkpoints.seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
@@ -76,17 +77,21 @@ class FiniteCallback(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """On SIGTERM: finish the step, save a checkpoint, end."""
+    """On SIGTERM, or Ctrl-C where a launcher passes it on: finish the step, save a checkpoint, end.
+
+    All processes of a training together: one that stopped a step before the others would leave them waiting.
+    """
 
     def __init__(self) -> None:
         self._asked = False
-        signal.signal(signal.SIGTERM, self._ask)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask)
 
     def _ask(self, *_: Any) -> None:
         self._asked = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self._asked:
+        if ranks.any_rank(self._asked):
             control.should_save = control.should_training_stop = True
 
 

@@ -47,8 +47,8 @@ def make_plan(
     """
     counted = lengths.info["train"] if lengths and "train" in lengths.info else None
     pairs = mixture.info["train"] - (sum(counted["counts"].values()) if counted else 0)
-    config = accelerate_configs.choose(workspace, recipe.accelerate_config)
-    processes = accelerate_configs.processes(config)
+    launch = accelerate_configs.launch(workspace, recipe.accelerate_config)
+    processes = launch.processes
     count, batch = step_count(pairs, recipe, processes)
     plan: dict[str, Any] = {
         "model": recipe.model_name,
@@ -57,8 +57,8 @@ def make_plan(
         "steps": count,
         "effective_batch": batch,
         "processes": processes,
-        "device": accelerate_configs.device(),
-        "accelerate_config": config.name,
+        "device": launch.device,
+        "accelerate_config": launch.config.name,
         "tokens": None,
         "reused": {"source": True, "mixture": True, "baseline": False, "train": False, "policy": False},
         "output_dir": recipe.output_dir,

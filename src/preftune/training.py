@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from preftune import checkpoints
+from preftune import checkpoints, ranks
 from preftune import training_setup as setup
 from preftune.children import child_main, read_json_lines, tell
 from preftune.errors import StepError, UserError
@@ -61,10 +61,12 @@ def _build_trainer(job: dict[str, Any], folder: Path) -> tuple[Any, int]:
     arguments = setup.trainer_arguments(job["training"], folder / "checkpoints", setup.this_machine())
     if is_orpo:
         arguments["remove_unused_columns"] = False  # TRL sets it too, with a warning
+    asked = ranks.take_launcher_settings()
     try:
         args = config_class(**arguments)
     except ValueError as e:
         raise UserError(str(e).strip().splitlines()[0], "recipe", "correct the key") from None
+    _tell_overruled(asked, args)
     prepare_reporting(args.report_to, folder)
     settings = ModelConfig(**job["model"])
     tokenizer = AutoTokenizer.from_pretrained(job["model_path"], revision=job["revision"] or "main")
@@ -117,9 +119,9 @@ def train(job: dict[str, Any]) -> None:
     torch.set_num_threads(job["threads"])  # the number of threads changes sums' last digits
     started = time.monotonic()
     folder = Path(job["folder"])
-    main_process = os.environ.get("RANK", "0") == "0"
+    main_process = ranks.rank() == 0
     trainer, pairs = _build_trainer(job, folder)
-    resume = _resume_point(folder) if main_process else checkpoints.newest_whole(folder / "checkpoints")
+    resume = ranks.from_first(lambda: _resume_point(folder))
     if resume:
         trainer.restore_metrics(resume)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
@@ -133,6 +135,13 @@ def train(job: dict[str, Any]) -> None:
     trainer.save_model(str(folder / "model"))
     if main_process:
         _finish(folder, trainer, pairs, time.monotonic() - started)
+    ranks.leave()
+
+
+def _tell_overruled(asked: dict[str, str], args: Any) -> None:
+    for key, used in (("mixed_precision", args.mixed_precision), ("dynamo_backend", args.torch_compile_backend)):
+        if key in asked and asked[key] != (used or "no"):
+            tell(f"{key}: {used or 'no'}, as the recipe says; the launcher's file says {asked[key]}")
 
 
 def _finish(folder: Path, trainer: Any, pairs: int, seconds: float) -> None:

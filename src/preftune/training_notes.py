@@ -22,7 +22,9 @@ from preftune.schema import Recipe
 
 MIN_POINTS = 8  # of fewer logged values no trend is told
 MAX_POINTS = 300  # the slopes of all pairs of points are taken: more points are averaged in groups first
-START_LOSS = dict.fromkeys(("sigmoid", "robust", "sigmoid_norm"), math.log(2))  # where policy and reference agree
+START_LOSS: dict[str, float] = dict.fromkeys(
+    ("sigmoid", "robust", "sigmoid_norm"), math.log(2)
+)  # where policy and reference agree
 Point = tuple[float, float]
 Rows = Sequence[dict[str, Any]]
 

@@ -12,6 +12,7 @@ from typing import Any
 from preftune import accelerate_configs, keys, store
 from preftune.children import launch_command, read_json_lines, run_child
 from preftune.data.steps import left_out
+from preftune.fitting import LESS, run_fitting
 from preftune.models import StartingModel
 from preftune.schema import Recipe
 from preftune.store import StepResult
@@ -146,6 +147,7 @@ def training_job(
         "test": str(data / "test.jsonl"),
         "left_out": left_out(lengths, workspace),
         "eval_pairs": recipe.evaluation.training_pairs,
+        "fingerprint": keys.fingerprint(recipe, model, mixture),
     }
 
 
@@ -158,13 +160,20 @@ def make_train(
     lengths: StepResult,
     tell: Tell = _quiet,
 ) -> StepResult:
-    """Trains the policy; goes on from the newest whole checkpoint of an earlier try."""
+    """Trains the policy; goes on from the newest whole checkpoint of an earlier try, with less at a time when memory
+    runs out. The info says what was trained, and what was changed for memory (`out_of_memory`)."""
 
     def build(folder: Path) -> dict[str, Any]:
+        def run(job: dict[str, Any]) -> None:
+            _run(workspace, "preftune.training", job, key, recipe.accelerate_config, tell)
+
         job = training_job(workspace, folder, recipe, model, mixture, lengths)
-        _run(workspace, "preftune.training", job, key, recipe.accelerate_config, tell)
-        shutil.rmtree(folder / "checkpoints")  # they serve a retry of this step only
-        return json.loads((folder / "train.json").read_text())
+        less = run_fitting(run, job, accelerate_configs.device() == "cuda", tell)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # they serve a retry of this step only
+        summary = json.loads((folder / "train.json").read_text()) | {"out_of_memory": less}
+        (folder / "train.json").write_text(json.dumps(summary, indent=1))
+        (folder / LESS).unlink(missing_ok=True)
+        return summary
 
     # adapter_config.json names the base model's folder on this machine.
     volatile = ("timing.json", "runs/*", "model/adapter_config.json", "model/tokenizer_config.json")

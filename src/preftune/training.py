@@ -21,15 +21,12 @@ from preftune.children import child_main, read_json_lines, tell
 from preftune.errors import StepError, UserError
 
 
-def _resume_point(folder: Path) -> Path | None:
-    """The checkpoint to go on from; metrics that it will write again are taken back."""
-    found = checkpoints.newest_whole(folder / "checkpoints")
-    step = int(found.name.rpartition("-")[2]) if found else 0
+def _take_back_metrics(folder: Path, step: int) -> None:
+    """Those after the step: the resumed training writes them again."""
     kept = [r for r in read_json_lines(folder / "metrics.jsonl") if r["step"] <= step]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in kept))
-    if found:
+    checkpoints.write_whole(folder / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in kept))
+    if step:
         tell(f"resuming from step {step}")
-    return found
 
 
 def _classes(method: str) -> tuple[Any, Any]:
@@ -87,7 +84,7 @@ def _build_trainer(job: dict[str, Any], folder: Path) -> tuple[Any, int]:
         "eval_dataset": held_out,
         "processing_class": tokenizer,
         "peft_config": peft_config,
-        "callbacks": callbacks(folder),
+        "callbacks": callbacks(folder, job.get("fingerprint", {})),
     }
     if not (is_orpo or peft_config or args.precompute_ref_log_probs):
         # A frozen copy of our own: TRL would load it by name, without the revision.
@@ -101,7 +98,7 @@ def train(job: dict[str, Any]) -> None:
     Args:
         job: `folder` (the step's partial folder), `method`, `recipe` (model and training sections), `model` (path,
             revision), `chat_template`, `train`, `test` (files of pairs), `left_out` (side → line numbers from 0, or
-            None), `eval_pairs`, `threads`.
+            None), `eval_pairs`, `threads`, `fingerprint` (what a checkpoint must be of to be resumed from).
 
     Raises:
         UserError: If nothing can be learned from these settings and data.
@@ -109,15 +106,25 @@ def train(job: dict[str, Any]) -> None:
     """
     import torch
 
+    from preftune.guards import Guard
+
     torch.set_num_threads(job["threads"])  # the number of threads changes sums' last digits
     started = time.monotonic()
     folder = Path(job["folder"])
     main_process = os.environ.get("RANK", "0") == "0"
     trainer, pairs = _build_trainer(job, folder)
-    resume = _resume_point(folder) if main_process else checkpoints.newest_whole(folder / "checkpoints")
+    trainer.add_callback(Guard(trainer, folder))
+    with trainer.args.main_process_first(local=False):  # it sets broken checkpoints aside, before the others look
+        resume = checkpoints.to_resume(folder / "checkpoints", job.get("fingerprint", {}))
+    if main_process:
+        _take_back_metrics(folder, checkpoints.step_of(resume))
     if resume:
         trainer.restore_metrics(resume)
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    except Exception as e:
+        e.add_note(f"after {trainer.state.global_step} of {trainer.state.max_steps} steps")  # for faults.named
+        raise
     state = trainer.state
     if state.global_step != state.max_steps:
         raise StepError(

@@ -65,6 +65,7 @@ def training_job(model: Path, folder: Path, **keys: Any) -> dict[str, Any]:
         "test": str(folder.parent / "test.jsonl"),
         "left_out": None,
         "eval_pairs": 4,
+        "reference": str(folder.parent / "reference"),
         "fingerprint": {"the recipe": "a", "the data": "b"},
     }
 

@@ -63,6 +63,12 @@ def test_the_evaluation_follows() -> None:
     assert "per_device_eval_batch_size" not in (less_at_a_time({"per_device_train_batch_size": 4}, False) or {})
 
 
+def test_the_reference_s_pass_follows_where_it_has_a_size_of_its_own() -> None:
+    own = {"per_device_train_batch_size": 4, "precompute_ref_batch_size": 16}
+    assert (less_at_a_time(own, False) or {})["precompute_ref_batch_size"] == 2
+    assert "precompute_ref_batch_size" not in (less_at_a_time({"per_device_train_batch_size": 4}, False) or {})
+
+
 def test_an_epoch_s_dropped_rest_is_not_moved() -> None:
     """10 pairs, 4 at a time, the rest dropped: 2 steps an epoch. In halves it would be 5 micro-batches: 3 steps."""
     training = {"per_device_train_batch_size": 4, "dataloader_drop_last": True}

@@ -35,15 +35,21 @@ def less_at_a_time(training: dict[str, Any], is_cuda: bool) -> dict[str, Any] | 
     Returns:
         The keys that change, with their new values.
     """
-    batch, evaluated = _value(training, _BATCH), _value(training, _EVAL_BATCH)
-    evaluates = training.get("eval_strategy", "no") != "no"
+    batch = _value(training, _BATCH)
+    others = {k: training[k] for k in ("precompute_ref_batch_size",) if training.get(k)}
+    if training.get("eval_strategy", "no") != "no":
+        others[_EVAL_BATCH] = _value(training, _EVAL_BATCH)
+
+    def follow(limit: int) -> dict[str, Any]:
+        """Without gradients as many pairs need less than in a training step."""
+        return {k: limit for k, size in others.items() if size > limit}
+
     if batch > 1 and not training.get("dataloader_drop_last"):
         factor = next(n for n in range(2, batch + 1) if batch % n == 0)
         changed = {_BATCH: batch // factor, _ACCUMULATION: _value(training, _ACCUMULATION) * factor}
-        # Without gradients an evaluation of as many pairs needs less than a training step.
-        return changed | ({_EVAL_BATCH: batch // factor} if evaluates and evaluated > batch // factor else {})
-    if evaluates and evaluated > 1:
-        return {_EVAL_BATCH: 1}
+        return changed | follow(batch // factor)
+    if less := follow(1):
+        return less
     if not training.get(_CHECKPOINTING, training.get("activation_checkpointing", is_cuda)):
         return {_CHECKPOINTING: True}
     return None

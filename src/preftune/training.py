@@ -10,7 +10,6 @@ die_with_parent()
 
 import json
 import os
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,8 @@ from preftune import checkpoints
 from preftune import training_setup as setup
 from preftune.children import child_main, read_json_lines, tell
 from preftune.errors import StepError, UserError
+from preftune.plan import no_batch
+from preftune.reporting import finish_reporting, prepare_reporting
 
 
 def _take_back_metrics(folder: Path, step: int) -> None:
@@ -47,6 +48,7 @@ def _classes(method: str) -> tuple[Any, Any]:
 
 def _build_trainer(job: dict[str, Any], folder: Path) -> tuple[Any, int]:
     """The trainer of the recipe's method, and the number of pairs that it trains on."""
+    from accelerate.utils import parse_flag_from_env
     from transformers import AutoTokenizer
     from trl import ModelConfig
 
@@ -61,6 +63,7 @@ def _build_trainer(job: dict[str, Any], folder: Path) -> tuple[Any, int]:
         args = config_class(**arguments)
     except ValueError as e:
         raise UserError(str(e).strip().splitlines()[0], "recipe", "correct the key") from None
+    prepare_reporting(args.report_to, folder)
     settings = ModelConfig(**job["model"])
     tokenizer = AutoTokenizer.from_pretrained(job["model_path"], revision=job["revision"] or "main")
     if job["chat_template"]:
@@ -86,9 +89,12 @@ def _build_trainer(job: dict[str, Any], folder: Path) -> tuple[Any, int]:
         "peft_config": peft_config,
         "callbacks": callbacks(folder, job.get("fingerprint", {})),
     }
-    if not (is_orpo or peft_config or args.precompute_ref_log_probs):
-        # A frozen copy of our own: TRL would load it by name, without the revision.
+    if is_orpo:
+        return trainer_class(**shared), len(data)
+    if not peft_config and (not args.precompute_ref_log_probs or parse_flag_from_env("ACCELERATE_USE_FSDP")):
+        # A frozen copy of our own (FSDP needs one to precompute): TRL would load it by name, without the revision.
         shared["ref_model"] = setup.load_model(job, settings)
+    shared["reference_cache"] = Path(job["reference"])
     return trainer_class(**shared), len(data)
 
 
@@ -98,7 +104,8 @@ def train(job: dict[str, Any]) -> None:
     Args:
         job: `folder` (the step's partial folder), `method`, `recipe` (model and training sections), `model` (path,
             revision), `chat_template`, `train`, `test` (files of pairs), `left_out` (side → line numbers from 0, or
-            None), `eval_pairs`, `threads`, `fingerprint` (what a checkpoint must be of to be resumed from).
+            None), `eval_pairs`, `threads`, `reference` (folder of the starting model's log-probabilities),
+            `fingerprint` (what a checkpoint must be of to be resumed from).
 
     Raises:
         UserError: If nothing can be learned from these settings and data.
@@ -113,6 +120,8 @@ def train(job: dict[str, Any]) -> None:
     folder = Path(job["folder"])
     main_process = os.environ.get("RANK", "0") == "0"
     trainer, pairs = _build_trainer(job, folder)
+    if trainer.args.dataloader_drop_last and pairs < (batch := trainer.args.train_batch_size * trainer.args.world_size):
+        raise no_batch(pairs, batch)
     trainer.add_callback(Guard(trainer, folder))
     with trainer.args.main_process_first(local=False):  # it sets broken checkpoints aside, before the others look
         resume = checkpoints.to_resume(folder / "checkpoints", job.get("fingerprint", {}))
@@ -139,12 +148,12 @@ def train(job: dict[str, Any]) -> None:
 
 def _finish(folder: Path, trainer: Any, pairs: int, seconds: float) -> None:
     trainer.processing_class.save_pretrained(folder / "model")
+    # An adapter's folder would have none.
+    trainer.accelerator.unwrap_model(trainer.model).generation_config.save_pretrained(folder / "model")
     # training_args.bin is a pickle that holds tokens in plain text; the card would name folders of this machine.
     for name in ("training_args.bin", "README.md"):
         (folder / "model" / name).unlink(missing_ok=True)
-    runs = folder / "checkpoints" / "runs"
-    if runs.exists():  # TensorBoard's, where report_to asked for it
-        shutil.copytree(runs, folder / "runs", dirs_exist_ok=True)
+    finish_reporting(folder)
     parameters = list(trainer.model.parameters())
     summary = {
         "steps": trainer.state.global_step,

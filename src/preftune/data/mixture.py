@@ -103,7 +103,7 @@ def build_mixture(
         Realised counts and shares, and notices. `drawn` = `train` + the sum of `dropped`.
 
     Raises:
-        UserError: If either side comes out empty, one pair is all there is to train on, or a check set to `fail` failed.
+        UserError: If either side comes out empty, or a check set to `fail` failed.
     """
     drawn = sample([Line.read(train) for train, _ in sources], mixture)
     held = [p for _, test in sources if test for p in Line.read(test)]
@@ -129,10 +129,6 @@ def build_mixture(
             raise _empty(side, len(drawn), len(test), dropped)
         with (folder / f"{side}.jsonl").open("w") as f:
             f.writelines(line.text for line in lines)
-    if len(train) == 1:
-        raise UserError(
-            "there is one pair to train on", "dataset_mixture", "nothing general is learned from it: add pairs"
-        )
     counts = Counter(line.source for line in train)
     by_source = {i: counts[i] for i in ids}
     info = {

@@ -188,6 +188,18 @@ def train_key(
     )
 
 
+def fingerprint(recipe: Recipe, model: StartingModel, mixture: StepResult) -> dict[str, str]:
+    """What a checkpoint may only be resumed with, by part: sealed into it."""
+    learned = {k: v for k, v in recipe.training.items() if k not in _NOT_LEARNED}
+    settings = {k: v for k, v in recipe.model.items() if k != "model_name_or_path"}
+    return {
+        "the recipe": json_digest([recipe.method, learned, settings, recipe.chat_template]),
+        "the data": mixture.info["train_sha256"][:20],
+        "the base model": model.digest,
+        "the code": json_digest([code_version(*_TRAINING_CODE), library_versions("torch", "transformers", "trl")]),
+    }
+
+
 def policy_key(recipe: Recipe, model: StartingModel, mixture: StepResult, train: StepResult) -> str:
     """Key of the policy's evaluation: as the baseline's, and the trained weights."""
     return json_digest({"step": "policy", "policy": train.digest, **_evaluation_key(recipe, model, mixture)})

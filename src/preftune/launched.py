@@ -13,11 +13,11 @@ import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
-from preftune import accelerate_configs, children, keys, publish, ranks, steps, summary
+from preftune import accelerate_configs, children, faults, keys, publish, ranks, steps, summary
 from preftune.accelerate_configs import NAMES, Launch
 from preftune.children import ERROR_FILE, die_with_parent, one_line, report_error
 from preftune.data.steps import make_data, make_lengths
-from preftune.errors import PreftuneError, StepError, UserError
+from preftune.errors import OutOfMemory, PreftuneError, StepError, UserError
 from preftune.launch_environment import launcher_options, settle
 from preftune.models import StartingModel, find_model, prepare_embedded
 from preftune.preflight import preflight
@@ -136,7 +136,7 @@ def _train(job: dict[str, Any]) -> None:
         train(job)
     except Exception as e:
         traceback.print_exc()
-        error = e if isinstance(e, PreftuneError) else _explain(e)
+        error = e if isinstance(e, PreftuneError) else _explain(e, folder)
         if report_error(folder, error):
             _complain(str(error))
         told = _Told()
@@ -144,13 +144,13 @@ def _train(job: dict[str, Any]) -> None:
         raise told from None
 
 
-def _explain(error: Exception) -> StepError:
-    if "out of memory" in str(error).lower():
-        return StepError(
-            "training ran out of memory",
-            "per_device_train_batch_size",
-            "halve it and double gradient_accumulation_steps, or shorten max_length",
-        )
+def _explain(error: Exception, folder: Path) -> PreftuneError:
+    found = faults.named(error, folder)
+    if isinstance(found, OutOfMemory):
+        advice = "preftune run with the same recipe goes on from the newest checkpoint, with less at a time"
+        return OutOfMemory(f"training {found.error}", "per_device_train_batch_size", advice)
+    if found is not None:
+        return found
     return StepError(f"training failed: {one_line(error)}", "", "the log has the details")
 
 

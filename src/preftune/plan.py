@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from preftune import accelerate_configs, keys, store
+from preftune.errors import UserError
 from preftune.known_keys import snapshot
 from preftune.models import StartingModel
 from preftune.schema import Recipe
@@ -18,11 +19,26 @@ def training_value(recipe: Recipe, key: str) -> Any:
     return recipe.training.get(key, snapshot()["training"][key]["default"])
 
 
+def no_batch(pairs: int, batch: int) -> UserError:
+    """The message: transformers asks for max_steps then."""
+    return UserError(
+        f"{pairs} pairs do not fill one batch of {batch}, and dataloader_drop_last drops what does not fill one",
+        "dataloader_drop_last",
+        "remove it, lower per_device_train_batch_size, or add pairs",
+    )
+
+
 def step_count(pairs: int, recipe: Recipe, processes: int) -> tuple[int, int]:
-    """(optimizer steps, effective batch), as transformers' Trainer counts them."""
+    """(optimizer steps, effective batch), as transformers' Trainer counts them.
+
+    Raises:
+        UserError: If `dataloader_drop_last` leaves nothing.
+    """
     batch = int(training_value(recipe, "per_device_train_batch_size")) * processes
     accumulation = int(training_value(recipe, "gradient_accumulation_steps"))
     batches = pairs // batch if recipe.training.get("dataloader_drop_last") else math.ceil(pairs / batch)
+    if not batches:
+        raise no_batch(pairs, batch)
     an_epoch = max(math.ceil(batches / accumulation), 1)
     limit = int(training_value(recipe, "max_steps"))
     wanted = math.ceil(float(training_value(recipe, "num_train_epochs")) * an_epoch)

@@ -16,6 +16,7 @@ from preftune.accelerate_configs import Launch
 from preftune.children import launch_command, read_json_lines, run_child
 from preftune.data.steps import left_out
 from preftune.errors import StepError, UserError
+from preftune.fitting import LESS, run_fitting
 from preftune.models import StartingModel
 from preftune.schema import Recipe
 from preftune.store import StepResult
@@ -165,6 +166,7 @@ def training_job(
         "left_out": left_out(lengths, workspace),
         "eval_pairs": recipe.evaluation.training_pairs,
         "reference": str(workspace.home / "reference" / model.weights),
+        "fingerprint": keys.fingerprint(recipe, model, mixture),
     }
 
 
@@ -180,7 +182,8 @@ def make_train(
     launch: Launch | None = None,
     run: Callable[[dict[str, Any]], None] | None = None,
 ) -> StepResult:
-    """Trains the policy; goes on from the newest whole checkpoint of an earlier try.
+    """Trains the policy; goes on from the newest whole checkpoint of an earlier try, with less at a time when memory
+    runs out. The info says what was trained, and what was changed for memory (`out_of_memory`).
 
     Args:
         workspace: Where the store stands.
@@ -197,14 +200,21 @@ def make_train(
     launched = launch or accelerate_configs.launch(workspace, recipe.accelerate_config)
 
     def build(folder: Path) -> dict[str, Any]:
+        def start(job: dict[str, Any]) -> None:
+            _run(workspace, "preftune.training", job, key, launched, tell)
+
         job = training_job(workspace, folder, recipe, model, mixture, lengths, launched)
         with watch(folder / "metrics.jsonl"):
-            if run is not None:
+            if run is not None:  # in processes that are there already: they cannot be started afresh with less
                 run(job)
+                less = []
             else:
-                _run(workspace, "preftune.training", job, key, launched, tell)
-        shutil.rmtree(folder / "checkpoints")  # they serve a retry of this step only
-        return json.loads((folder / "train.json").read_text())
+                less = run_fitting(start, job, launched.device == "cuda", tell)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # they serve a retry of this step only
+        summary = json.loads((folder / "train.json").read_text()) | {"out_of_memory": less}
+        (folder / "train.json").write_text(json.dumps(summary, indent=1))
+        (folder / LESS).unlink(missing_ok=True)
+        return summary
 
     # adapter_config.json names the base model's folder on this machine.
     volatile = ("timing.json", "runs/*", "model/adapter_config.json", "model/tokenizer_config.json")

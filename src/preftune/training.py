@@ -18,16 +18,17 @@ from preftune import checkpoints, ranks
 from preftune import training_setup as setup
 from preftune.children import child_main, read_json_lines, tell
 from preftune.errors import StepError, UserError
+from preftune.plan import no_batch
 from preftune.reporting import finish_reporting, prepare_reporting
 
 
-def _resume_point(folder: Path) -> Path | None:
+def _resume_point(folder: Path, fingerprint: dict[str, str]) -> Path | None:
     """The checkpoint to go on from; metrics that it will write again are taken back."""
-    found = checkpoints.newest_whole(folder / "checkpoints")
-    step = int(found.name.rpartition("-")[2]) if found else 0
+    found = checkpoints.to_resume(folder / "checkpoints", fingerprint)
+    step = checkpoints.step_of(found)
     kept = [r for r in read_json_lines(folder / "metrics.jsonl") if r["step"] <= step]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in kept))
-    if found:
+    checkpoints.write_whole(folder / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in kept))
+    if step:
         tell(f"resuming from step {step}")
     return found
 
@@ -91,7 +92,7 @@ def _build_trainer(job: dict[str, Any], folder: Path) -> tuple[Any, int]:
         "eval_dataset": held_out,
         "processing_class": tokenizer,
         "peft_config": peft_config,
-        "callbacks": callbacks(folder),
+        "callbacks": callbacks(folder, job.get("fingerprint", {})),
     }
     if is_orpo:
         return trainer_class(**shared), len(data)
@@ -108,7 +109,8 @@ def train(job: dict[str, Any]) -> None:
     Args:
         job: `folder` (the step's partial folder), `method`, `recipe` (model and training sections), `model` (path,
             revision), `chat_template`, `train`, `test` (files of pairs), `left_out` (side → line numbers from 0, or
-            None), `eval_pairs`, `threads`, `reference` (folder of the starting model's log-probabilities).
+            None), `eval_pairs`, `threads`, `reference` (folder of the starting model's log-probabilities),
+            `fingerprint` (what a checkpoint must be of to be resumed from).
 
     Raises:
         UserError: If nothing can be learned from these settings and data.
@@ -116,15 +118,24 @@ def train(job: dict[str, Any]) -> None:
     """
     import torch
 
+    from preftune.guards import Guard
+
     torch.set_num_threads(job["threads"])  # the number of threads changes sums' last digits
     started = time.monotonic()
     folder = Path(job["folder"])
     main_process = ranks.rank() == 0
     trainer, pairs = _build_trainer(job, folder)
-    resume = ranks.from_first(lambda: _resume_point(folder))
+    if trainer.args.dataloader_drop_last and pairs < (batch := trainer.args.train_batch_size * trainer.args.world_size):
+        raise no_batch(pairs, batch)
+    trainer.add_callback(Guard(trainer, folder))
+    resume = ranks.from_first(lambda: _resume_point(folder, job.get("fingerprint", {})))
     if resume:
         trainer.restore_metrics(resume)
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    except Exception as e:
+        e.add_note(f"after {trainer.state.global_step} of {trainer.state.max_steps} steps")  # for faults.named
+        raise
     state = trainer.state
     if state.global_step != state.max_steps:
         raise StepError(

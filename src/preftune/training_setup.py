@@ -63,11 +63,12 @@ def trainer_arguments(training: dict[str, Any], output_dir: Path, machine: Machi
 
 
 def load_pairs(path: Path, rows: int | None = None) -> Any:
-    """The pairs of a file as a dataset of TRL's columns; only the first `rows`, where given."""
+    """A file's pairs as a dataset of TRL's columns and `id`, source and row; only the first `rows`, where given."""
     from datasets import Dataset
 
     pairs = read_json_lines(path)[:rows]
-    return Dataset.from_list([{k: p[k] for k in ("prompt", "chosen", "rejected")} for p in pairs])
+    names = [f"{p['source']} {p['row_id']}" for p in pairs]
+    return Dataset.from_dict({"id": names, **{k: [p[k] for p in pairs] for k in ("prompt", "chosen", "rejected")}})
 
 
 def trainable(

@@ -33,47 +33,66 @@ def simple_types(annotation: Any) -> list[str]:
     return ["str"] if isinstance(base, type) and issubclass(base, Enum) else ["dict"]
 
 
-def choices(annotation: Any) -> list[str] | None:
-    """The names that an enum among the types admits."""
+def choices(field: dataclasses.Field[Any], annotation: Any) -> list[str] | None:
+    """The names that the field itself lists, or that an enum among its types admits."""
     options = typing.get_args(annotation) or (annotation,)
     enums = [a for a in options if isinstance(a, type) and issubclass(a, Enum)]
-    return sorted(str(member.value) for enum in enums for member in enum) or None
+    listed = field.metadata.get("choices") or ()
+    return sorted([*listed, *(str(member.value) for enum in enums for member in enum)]) or None
 
 
-def loss_types() -> list[str]:
-    """The losses that TRL's DPOTrainer computes; they are named nowhere but in its code."""
+def compared_with(name: str) -> list[str]:
+    """The values that TRL's DPOTrainer knows of a setting; they are named nowhere but in its code."""
     from trl.trainer import dpo_trainer
 
     source = inspect.getsource(dpo_trainer.DPOTrainer._compute_loss)
-    return sorted(set(re.findall(r'loss_type == "(\w+)"', source)))
+    return sorted(set(re.findall(rf'{name} == "(\w+)"', source)))
 
 
 def plain(value: Any) -> Any:
     return value.value if isinstance(value, Enum) else value
 
 
+def fields(config: Any) -> dict[str, Any]:
+    """A config class's keys: {key: {types, default, choices}}."""
+    hints = typing.get_type_hints(config)
+    result: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        found = simple_types(hints[field.name])
+        value = None if default is dataclasses.MISSING else plain(default)
+        if value is None and "null" not in found:
+            found = sorted([*found, "null"])
+        result[field.name] = {"types": found, "default": value}
+        if names := choices(field, hints[field.name]):
+            result[field.name]["choices"] = names
+    return result
+
+
 def snapshot() -> dict[str, Any]:
-    """Keys of DPOConfig and ModelConfig: {section: {key: {types, default}}} with the versions read from."""
+    """Keys of ModelConfig, of DPOConfig, and what ORPOConfig has more and less, with the versions read from."""
     import transformers
     import trl
+    from trl.experimental.orpo import ORPOConfig
 
-    result: dict[str, Any] = {"trl": trl.__version__, "transformers": transformers.__version__}
-    for section, config in (("model", trl.ModelConfig), ("training", trl.DPOConfig)):
-        hints = typing.get_type_hints(config)
-        result[section] = {}
-        for field in dataclasses.fields(config):
-            default = field.default
-            if field.default_factory is not dataclasses.MISSING:
-                default = field.default_factory()
-            found = simple_types(hints[field.name])
-            value = None if default is dataclasses.MISSING else plain(default)
-            if value is None and "null" not in found:
-                found = sorted([*found, "null"])
-            result[section][field.name] = {"types": found, "default": value}
-            if names := choices(hints[field.name]):
-                result[section][field.name]["choices"] = names
-    result["training"]["loss_type"]["choices"] = loss_types()
-    return result
+    training, orpo = fields(trl.DPOConfig), fields(ORPOConfig)
+    differing = [k for k in set(training) & set(orpo) if training[k] != orpo[k]]
+    if differing:
+        raise ValueError(f"DPOConfig and ORPOConfig disagree on {differing}: keys need a type for each method")
+    training["loss_type"]["choices"] = compared_with("loss_type")
+    training["f_divergence_type"]["choices"] = sorted(
+        {training["f_divergence_type"]["default"], *compared_with("f_divergence_type")}
+    )
+    return {
+        "trl": trl.__version__,
+        "transformers": transformers.__version__,
+        "model": fields(trl.ModelConfig),
+        "training": training,
+        "orpo_only": {k: spec for k, spec in orpo.items() if k not in training},
+        "dpo_only": sorted(set(training) - set(orpo)),
+    }
 
 
 if __name__ == "__main__":

@@ -131,9 +131,10 @@ def test_second_run_is_all_cached_without_torch(first: dict[str, Any], project: 
     }
 
 
-def test_another_beta_keeps_data_and_baseline(first: dict[str, Any], project: Path) -> None:
+def test_another_beta_keeps_data_baseline_and_reference(first: dict[str, Any], project: Path) -> None:
     done = preftune("run", "recipes/tiny/config.yaml", "--json", "--beta=0.3", "--output_dir=data/b", cwd=project)
     assert done.returncode == 0, done.stderr
+    assert "reference log-probabilities (train): 24 of 24 pairs cached, 0 computed" in done.stderr
     result = json.loads(done.stdout)
     cached = dict.fromkeys(("source", "mixture", "lengths", "baseline"), "cached")
     assert result["steps"] == {**dict.fromkeys(STEPS, "run"), **cached}

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from preftune import known_keys
 from preftune.errors import UserError
-from preftune.known_keys import BOUNDS, REFUSED, RENAMED, check_value, known, snapshot, unknown_key
+from preftune.known_keys import BOUNDS, check_value, known, snapshot, specs, unknown_key
+from preftune.old_keys import ALIASES, NO_EFFECT, REFUSED, RENAMED
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "snapshot_keys.py"
 
@@ -32,25 +33,23 @@ def test_snapshot_is_the_installed_trl() -> None:
 
 def test_every_bounded_key_is_trl_s() -> None:
     """A bound on a key that TRL renamed would check nothing."""
-    keys = {**snapshot()["model"], **snapshot()["training"]}
-    assert set(BOUNDS) <= set(keys)
+    assert set(BOUNDS) <= set(specs())
 
 
 def test_translations_lead_to_known_keys() -> None:
-    assert set(RENAMED.values()) <= set(known())
-    assert not set(RENAMED) & set(known())
-    assert not set(REFUSED) & set(known())
+    assert {*RENAMED.values(), *ALIASES.values()} <= set(known())
+    assert not {*RENAMED, *ALIASES, *NO_EFFECT, *REFUSED} & set(known())
 
 
 def test_command_line_words_are_no_keys() -> None:
-    """`--json`, `--fail-on-reject` and `--help` can never mean a recipe key."""
-    assert not {"json", "fail-on-reject", "fail_on_reject", "help"} & set(known())
+    """`--json`, `--keys`, `--fail-on-reject` and `--help` can never mean a recipe key."""
+    assert not {"json", "fail-on-reject", "fail_on_reject", "help", "keys"} & set(known())
 
 
 def outside(key: str) -> list[float]:
     """Values just outside a key's bounds, of the type that the key wants."""
     low, inclusive, high = BOUNDS[key]
-    spec = snapshot()["model"].get(key) or snapshot()["training"][key]
+    spec = specs()[key]
     step = 1 if "int" in spec["types"] else 1e-9
     below = low - step if inclusive else low
     above = [high + max(step, abs(high) * 1e-9)] if math.isfinite(high) else []
@@ -65,7 +64,7 @@ def test_bounds(key: str) -> None:
             check_value(key, value, "x.yaml")
         assert e.value.where == f"x.yaml: {key}"
     low, inclusive, high = BOUNDS[key]
-    spec = snapshot()["model"].get(key) or snapshot()["training"][key]
+    spec = specs()[key]
     kind = float if "float" in spec["types"] else int
     assert check_value(key, kind(low) if inclusive else kind(1), "x.yaml") == (low if inclusive else 1)
     if math.isfinite(high):
@@ -142,6 +141,12 @@ def test_wrong_types(key: str, value: Any, told: str) -> None:
     assert told in e.value.error and key in e.value.where
 
 
+def test_a_number_in_quotes() -> None:
+    with pytest.raises(UserError, match="'5e-7' is str, float is needed") as e:
+        check_value("learning_rate", "5e-7", "x.yaml")
+    assert e.value.advice == "take the quotes off: learning_rate: 5e-7"
+
+
 @pytest.mark.parametrize(
     ("key", "value", "advice"),
     [
@@ -175,7 +180,7 @@ def test_a_number_too_large_for_a_float() -> None:
 
 
 @given(
-    st.sampled_from(sorted({*snapshot()["model"], *snapshot()["training"]})),
+    st.sampled_from(sorted(specs())),
     st.one_of(
         st.none(),
         st.booleans(),
@@ -188,7 +193,7 @@ def test_a_number_too_large_for_a_float() -> None:
 )
 def test_a_value_fits_or_is_a_user_error(key: str, value: Any) -> None:
     """Whatever comes back is one of the key's types and finite."""
-    types = (snapshot()["model"].get(key) or snapshot()["training"][key])["types"]
+    types = specs()[key]["types"]
     try:
         found = check_value(key, value, "x.yaml")
     except UserError as e:

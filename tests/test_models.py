@@ -104,6 +104,15 @@ def test_chat_models_pass(name: str) -> None:
     check_name(name)
 
 
+def test_orpo_may_start_from_a_base_model_that_can_be_loaded() -> None:
+    check_name("meta-llama/Llama-2-7b-hf", "orpo")
+    check_name("mistralai/Mistral-7B-v0.1", "orpo")
+    for name, other in (("Llama-2-7b", "Llama-2-7b-hf"), ("Llama-2-7b-chat", "Llama-2-7b-chat-hf")):
+        with pytest.raises(UserError, match="original format") as e:
+            check_name(f"meta-llama/{name}", "orpo")
+        assert e.value.advice == f"use meta-llama/{other}"
+
+
 # --- folders ----------------------------------------------------------------------------------------------
 
 
@@ -216,6 +225,19 @@ def test_what_the_digest_depends_on(workspace: Workspace) -> None:
         (folder / name).write_text(before)
     assert len(digests) == 6
     assert found(workspace).digest == base
+
+
+def test_the_weights_digest_depends_on_weights_and_configuration_alone(workspace: Workspace) -> None:
+    """The reference's log-probabilities are kept under it: template and tokenizer show in the token ids."""
+    folder = write(workspace.project / "models" / "mine" / "sft")
+    first = found(workspace).weights
+    assert found(workspace, chat_template="{{ messages }}", dtype="bfloat16").weights == first
+    write(folder, **{"tokenizer.json": {"other": 1}, "special_tokens_map.json": {}, "generation_config.json": {}})
+    assert found(workspace).weights == first
+    write(folder, **{"model.safetensors": "weightS"})
+    second = found(workspace).weights
+    write(folder, **{"config.json": {"model_type": "llama", "rope_theta": 5}})
+    assert len({first, second, found(workspace).weights}) == 3
 
 
 def test_weights_are_read_once(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

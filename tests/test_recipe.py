@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from preftune.errors import UserError
-from preftune.known_keys import REMOVED, known
-from preftune.recipe import HOUSE_TRAINING, load_recipe, parse_overrides, resolve
+from preftune.house import HOUSE_TRAINING
+from preftune.known_keys import known
+from preftune.old_keys import NO_EFFECT
+from preftune.recipe import load_recipe, parse_overrides, resolve
 from preftune.schema import EMBEDDED_MODEL, PRESETS, Evaluation, Gate, Mixture, Recipe, Validation
 
 DATA = "dataset_name: pairs.jsonl\n"
@@ -81,7 +83,7 @@ def test_the_smallest_recipe(tmp_path: Path) -> None:
     assert recipe.name == recipe.experiment == "demo"
     assert recipe.model == {"model_name_or_path": EMBEDDED_MODEL}
     assert recipe.output_dir == "data/demo"
-    assert recipe.training == HOUSE_TRAINING
+    assert recipe.training == {**HOUSE_TRAINING, "precompute_ref_log_probs": True}
     entry = recipe.mixture.datasets[0]
     assert (entry.id, entry.split, entry.test_split, entry.weight) == ("pairs.jsonl", "train", None, 1.0)
     assert recipe.evaluation.max_pairs == PRESETS["quick"]["max_pairs"]
@@ -301,11 +303,11 @@ def test_a_handbook_recipe_runs_as_it_is(tmp_path: Path) -> None:
     entry = recipe.mixture.datasets[0]
     assert (entry.id, entry.split) == ("HuggingFaceH4/ultrafeedback_binarized", "train_prefs")
     assert (entry.test_split, entry.weight) == ("test_prefs", 1.0)
-    assert recipe.model == {"model_name_or_path": "alignment-handbook/zephyr-7b-sft-full", "dtype": None}
+    assert recipe.model == {"model_name_or_path": "alignment-handbook/zephyr-7b-sft-full", "dtype": "float32"}
     assert recipe.training["eval_strategy"] == "steps"
     assert recipe.training["warmup_steps"] == 0.1
     assert recipe.training["learning_rate"] == 5e-7
-    for gone in ("torch_dtype", "max_prompt_length", "warmup_ratio", "dataset_mixer", "push_to_hub"):
+    for gone in ("torch_dtype", "max_prompt_length", "warmup_ratio", "dataset_mixer"):
         assert gone not in recipe.training
         assert sum(gone in n for n in recipe.notices) == 1, gone
     assert recipe.output_dir == "data/zephyr-7b-dpo-full"
@@ -321,31 +323,33 @@ def test_a_single_checkpoint_is_not_enough() -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "value"),
+    ("old", "new", "value", "other"),
     [
-        ("torch_dtype", "dtype", "bfloat16"),
-        ("evaluation_strategy", "eval_strategy", "steps"),
-        ("warmup_ratio", "warmup_steps", 0.1),
-        ("model_max_length", "max_length", 512),
+        ("torch_dtype", "dtype", "bfloat16", "float16"),
+        ("evaluation_strategy", "eval_strategy", "steps", "epoch"),
+        ("warmup_ratio", "warmup_steps", 0.1, None),
+        ("model_max_length", "max_length", 512, 513),
+        ("preprocessing_num_workers", "dataset_num_proc", 4, 5),
     ],
 )
-def test_renamed(old: str, new: str, value: Any) -> None:
+def test_renamed(old: str, new: str, value: Any, other: Any) -> None:
     recipe = made(**{old: value})
     assert {**recipe.training, **recipe.model}[new] == value
     assert old not in {**recipe.training, **recipe.model}
     assert f"{old} is called {new} now" in recipe.notices
-    with pytest.raises(UserError, match="two names of one key"):
-        made(**{old: value, new: value})
+    if other is not None:
+        with pytest.raises(UserError, match="two names of one key"):
+            made(**{old: value, new: other})
 
 
-@pytest.mark.parametrize("key", sorted(REMOVED))
+@pytest.mark.parametrize("key", sorted(NO_EFFECT))
 def test_removed(key: str) -> None:
     """Left out and told; nothing is told of a key that is switched off."""
     recipe = made(**{key: False})
     assert key not in recipe.training and not any(key in n for n in recipe.notices)
     recipe = made(**{key: 5})
     assert key not in recipe.training
-    assert any(n.startswith(f"{key} no longer exists and has no effect") for n in recipe.notices)
+    assert any(n.startswith(f"{key} has no effect: ") for n in recipe.notices)
 
 
 @pytest.mark.parametrize(
@@ -354,7 +358,6 @@ def test_removed(key: str) -> None:
         ("resume_from_checkpoint", "x"),
         ("auto_find_batch_size", True),
         ("save_only_model", True),
-        ("trust_remote_code", True),
         ("hub_token", "abc"),
         ("local_rank", 1),
     ],
@@ -565,22 +568,37 @@ def test_defaults_are_valid() -> None:
         model.model_validate(model.model_validate({}).model_dump())
 
 
-@pytest.mark.parametrize("method", ["orpo", "sft", "DPO", None, 3])
+@pytest.mark.parametrize("method", ["sft", "DPO", None, 3, ["dpo"]])
 def test_other_methods(method: Any) -> None:
     with pytest.raises(UserError, match="is not available"):
         made(method=method)
     assert made(method="dpo").method == "dpo"
 
 
-@pytest.mark.parametrize("report_to", ["all", "mlflow", ["tensorboard", "mlflow"], ["all"]])
-def test_mlflow_is_preftune_s_own(report_to: Any) -> None:
-    with pytest.raises(UserError, match="preftune logs to MLflow itself"):
+@pytest.mark.parametrize("report_to", ["all", ["all"], "comet_ml", ["tensorboard", "clearml"]])
+def test_trackers_that_are_not_served(report_to: Any) -> None:
+    with pytest.raises(UserError, match="is not served") as e:
         made(report_to=report_to)
+    assert e.value.where == f"{PATH}: report_to"
 
 
-def test_other_trackers_are_free() -> None:
-    assert made(report_to="tensorboard").training["report_to"] == "tensorboard"
-    assert made(report_to=["tensorboard", "wandb"]).training["report_to"] == ["tensorboard", "wandb"]
+@pytest.mark.parametrize(
+    ("written", "became", "told"),
+    [
+        ("tensorboard", ["tensorboard"], False),
+        (["tensorboard", "wandb"], ["tensorboard", "wandb"], False),
+        ("none", ["none"], False),
+        ([], ["none"], False),
+        (None, ["none"], False),
+        ("mlflow", ["none"], True),
+        (["mlflow", "wandb"], ["wandb"], True),
+    ],
+)
+def test_trackers_are_a_list(written: Any, became: list[str], told: bool) -> None:
+    """MLflow is left out with a notice: preftune records there itself."""
+    recipe = made(report_to=written)
+    assert recipe.training["report_to"] == became
+    assert any("mlflow" in n for n in recipe.notices) == told
 
 
 def test_lora_keys_without_peft_are_told() -> None:

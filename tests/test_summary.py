@@ -122,7 +122,7 @@ def test_lineage() -> None:
         "mixture": step("mixture", {"train_sha256": "t1", "test_sha256": "t2"}),
         **{name: step(name) for name in ("baseline", "train", "policy")},
     }
-    found = lineage(recipe, StartingModel("sft", "/p", None, "d1", "t"), results, {"code": "abc+"})
+    found = lineage(recipe, StartingModel("sft", "/p", None, "d1", "t", weights="w"), results, {"code": "abc+"})
     assert found["starting model"] == "sft (d1)"
     assert found["dataset 1"] == "a (source-digest)" and found["dataset 2"].startswith("b")
     assert (found["training pairs"], found["held-out pairs"]) == ("t1", "t2")

@@ -28,6 +28,7 @@ def job(tiny_model: Path, tmp_path: Path) -> dict[str, Any]:
         "revision": None,
         "chat_template": None,
         "threads": 1,
+        "method": "dpo",
         "model": {},
         "training": {
             "seed": 42,
@@ -41,11 +42,13 @@ def job(tiny_model: Path, tmp_path: Path) -> dict[str, Any]:
             "save_total_limit": 2,
             "report_to": "none",
             "logging_nan_inf_filter": False,
+            "precompute_ref_log_probs": True,
         },
         "train": str(tmp_path / "train.jsonl"),
         "test": str(tmp_path / "test.jsonl"),
         "left_out": None,
         "eval_pairs": 4,
+        "reference": str(tmp_path / "reference"),
     }
 
 
@@ -135,6 +138,7 @@ def test_a_gradient_that_is_not_finite_stops_the_training(job: dict[str, Any], t
     weights["model.norm.weight"] = torch.full_like(weights["model.norm.weight"], 1e38)
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     job["model_path"] = str(broken)
+    job["training"]["precompute_ref_log_probs"] = False  # which would find it before the first step
     with pytest.raises(UserError, match="not finite at step 1"):
         train(job)
     assert not (Path(job["folder"]) / "model").exists()
@@ -158,8 +162,81 @@ def test_metric_names(key: str, name: str | None) -> None:
 
 
 def test_recipe_keys_win_over_the_machine_s() -> None:
-    from preftune.training import trainer_arguments
+    from preftune.training_setup import Machine, trainer_arguments
 
-    found = trainer_arguments({"gradient_checkpointing": True, "beta": 0.3}, Path("x"), has_cuda=False)
+    found = trainer_arguments({"gradient_checkpointing": True, "beta": 0.3}, Path("x"), Machine(False, False))
     assert (found["activation_checkpointing"], found["bf16"], found["beta"]) == (True, False, 0.3)
-    assert "bf16" not in trainer_arguments({}, Path("x"), has_cuda=True), "on a GPU TRL's default stands"
+    assert "bf16" not in trainer_arguments({}, Path("x"), Machine(True, True)), "on a GPU TRL's default stands"
+
+
+def test_a_gpu_without_bfloat16_trains_in_float16(capsys: pytest.CaptureFixture[str]) -> None:
+    from preftune.errors import UserError
+    from preftune.training_setup import Machine, trainer_arguments
+
+    t4 = Machine(has_cuda=True, has_bf16=False)
+    found = trainer_arguments({}, Path("x"), t4)
+    assert (found["bf16"], found["fp16"]) == (False, True)
+    assert "no bfloat16" in capsys.readouterr().out
+    assert "bf16" not in trainer_arguments({"fp16": True}, Path("x"), t4), "TRL's default follows fp16"
+    with pytest.raises(UserError, match="no bfloat16"):
+        trainer_arguments({"bf16": True}, Path("x"), t4)
+
+
+@pytest.mark.parametrize("model", [{}, {"use_peft": True, "lora_r": 4, "lora_dropout": 0.0}])
+def test_orpo_s_losses_are_those_of_bare_trl(job: dict[str, Any], model: dict[str, Any], tmp_path: Path) -> None:
+    """And a training that stopped half-way goes on to the same weights and metrics."""
+    import shutil
+
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import ModelConfig, get_peft_config
+
+    from preftune.training import train
+
+    for key in ("logging_steps", "seed"):
+        job["training"].pop(key)
+    job["training"] |= {"logging_steps": 1, "seed": 42, "eval_strategy": "steps", "eval_steps": 3}
+    job |= {"method": "orpo", "model": model}
+    del job["training"]["precompute_ref_log_probs"]  # ORPO has no reference
+    train(job)
+    from trl.experimental.orpo import ORPOConfig, ORPOTrainer  # after train(), which silences its notice
+
+    arguments = {k: v for k, v in job["training"].items() if not k.startswith(("save", "report", "eval"))}
+    config = ORPOConfig(
+        output_dir=str(tmp_path / "bare"),
+        use_cpu=True,
+        bf16=False,
+        activation_checkpointing=False,
+        dataloader_pin_memory=False,
+        remove_unused_columns=False,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        **arguments,
+    )
+    peft = get_peft_config(ModelConfig(**model))
+    if peft:
+        peft.target_modules = "all-linear"
+    rows = [p.model_dump(include={"prompt", "chosen", "rejected"}) for p in pairs_of(job)]
+    bare = ORPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(job["model_path"]),
+        args=config,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=AutoTokenizer.from_pretrained(job["model_path"]),
+        peft_config=peft,
+    )
+    bare.train()
+    expected = [h["loss"] for h in bare.state.log_history if "loss" in h]
+    ours = [m["metrics"] for m in metrics_of(job) if "train/loss" in m["metrics"]]
+    assert [m["train/loss"] for m in ours] == pytest.approx(expected, rel=1e-5)
+    assert len(expected) == 6
+    assert any("eval/loss" in m["metrics"] for m in metrics_of(job))
+
+    folder = Path(job["folder"])
+    name = "adapter_model.safetensors" if model else "model.safetensors"
+    whole, steps = (folder / "model" / name).read_bytes(), metrics_of(job)
+    shutil.rmtree(folder / "model")
+    (folder / "checkpoints/checkpoint-6/optimizer.pt").write_bytes(b"torn")
+    train(job)
+    assert (folder / "model" / name).read_bytes() == whole
+    assert metrics_of(job) == steps

@@ -26,11 +26,6 @@ _NOT_LEARNED = {
     "log_level",
     "log_level_replica",
     "save_total_limit",
-    "push_to_hub",
-    "hub_model_id",
-    "hub_private_repo",
-    "hub_revision",
-    "hub_strategy",
     "dataset_num_proc",
 }
 _VERDICT_CODE = ("verdict", "gate", "statistics")
@@ -49,7 +44,11 @@ _MIXTURE_CODE = (
     *("data/mixture", "data/doubles", "data/pairs", "data/overlap", "data/decontamination", "data/check_list"),
 )
 _LENGTHS_CODE = ("data/lengths", "data/pair_tokenizer", "data/tokenizer_files")
-_TRAINING_CODE = ("training", "trainer", "callbacks", "reporting", "tokens", "checkpoints", *_LENGTHS_CODE)
+_TRAINING_CODE = (
+    *("training", "training_setup", "trainer", "reference_cache", "orpo", "callbacks", "tokens", "checkpoints"),
+    *("generation_settings", "reporting"),
+    *_LENGTHS_CODE,
+)
 _EVALUATION_CODE = ("evaluation", "scoring", "tokens", "lm_eval_pairs", *_LENGTHS_CODE)
 
 
@@ -162,6 +161,7 @@ def train_key(recipe: Recipe, workspace: Workspace, model: StartingModel, mixtur
     return json_digest(
         {
             "step": "train",
+            "method": recipe.method,
             "model": model.digest,
             "pairs": mixture.info["train_sha256"],
             "held_out": mixture.info["test_sha256"] if evaluates else None,
@@ -171,7 +171,7 @@ def train_key(recipe: Recipe, workspace: Workspace, model: StartingModel, mixtur
             "accelerate": [config.name, file_sha256(config)],
             "processes": accelerate_configs.processes(config),
             "device": accelerate_configs.device(),
-            "tensorboard": recipe.training.get("report_to", "none"),
+            "tensorboard": sorted(recipe.training["report_to"]),
             "threads": threads(),
             "code": code_version(*_TRAINING_CODE),
             "libraries": library_versions("torch", "transformers", "trl", "peft", "accelerate"),
@@ -182,6 +182,20 @@ def train_key(recipe: Recipe, workspace: Workspace, model: StartingModel, mixtur
 def policy_key(recipe: Recipe, model: StartingModel, mixture: StepResult, train: StepResult) -> str:
     """Key of the policy's evaluation: as the baseline's, and the trained weights."""
     return json_digest({"step": "policy", "policy": train.digest, **_evaluation_key(recipe, model, mixture)})
+
+
+def merged_key(recipe: Recipe, model: StartingModel, train: StepResult) -> str:
+    """Key of a merged model: the trained adapter, and the weights that it is merged into."""
+    return json_digest(
+        {
+            "step": "merged",
+            "model": model.digest,
+            "adapter": train.digest,
+            "dtype": recipe.model.get("dtype"),
+            "code": code_version("merge"),
+            "libraries": library_versions("torch", "transformers", "peft"),
+        }
+    )
 
 
 def beta(recipe: Recipe) -> float:

@@ -1,4 +1,4 @@
-"""Which flat keys a recipe may hold, what they may be, and what became of the keys of older versions.
+"""Which flat keys a recipe may hold and what they may be; what became of older versions' keys is in old_keys.py.
 
 The names, types and defaults come from `known_keys.json`, a snapshot of the installed TRL
 (`scripts/snapshot_keys.py`); a test compares the two.
@@ -8,13 +8,16 @@ import difflib
 import functools
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 from preftune.errors import UserError
+from preftune.old_keys import ALIASES, NO_EFFECT, REFUSED
 
 SECTIONS = ("dataset_mixture", "validation", "evaluation", "gate", "tracking")
-OURS = ("method", "chat_template", "accelerate_config")
+OURS = ("method", "chat_template", "accelerate_config", "merge_adapter")
+HUB = ("push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision")
 DATASET_SHORTCUT = ("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split")
 
 # A value outside of these trains wrongly or not at all, and TRL accepts most of it in silence.
@@ -39,34 +42,21 @@ BOUNDS: dict[str, tuple[float, bool, float]] = {
     "lora_dropout": (0, True, 1),
     "seed": (0, True, math.inf),
     "max_steps": (-1, True, math.inf),
-}
-
-RENAMED = {
-    "torch_dtype": "dtype",
-    "evaluation_strategy": "eval_strategy",
-    "warmup_ratio": "warmup_steps",  # transformers 5: a float below 1 is a ratio
-    "model_max_length": "max_length",
-}
-
-REMOVED = {
-    "max_prompt_length": "TRL 1.x has no separate limit for prompts; max_length limits prompt and answer together",
-    "overwrite_output_dir": "output_dir is replaced as a whole when a run ends",
-    "hub_model_revision": "write hub_revision",
-    "use_flash_attention_2": "write attn_implementation: flash_attention_2",
-    "max_completion_length": "max_length limits prompt and answer together",
-    "dataset_kwargs": "conversion is preftune's own",
-    "preprocessing_num_workers": "write dataset_num_proc",
-    "push_to_hub": "a policy is published after its verdict, not while it trains",
-}
-
-# Keys that preftune sets itself, or that break one of its promises.
-REFUSED = {
-    "resume_from_checkpoint": "preftune resumes by itself, from the newest whole checkpoint",
-    "auto_find_batch_size": "it shrinks the effective batch in silence; set per_device_train_batch_size",
-    "save_only_model": "without the optimizer's state a killed run could not be resumed exactly",
-    "trust_remote_code": "code from a model's repository is not run",
-    "hub_token": "a recipe is logged and published: put the token into the environment variable HF_TOKEN",
-    "local_rank": "the launcher sets it",
+    "precompute_ref_batch_size": (1, True, math.inf),
+    "ld_alpha": (0, True, 1),
+    "discopop_tau": (0, False, math.inf),
+    "ref_model_mixup_alpha": (0, True, 1),
+    "ref_model_sync_steps": (1, True, math.inf),
+    "save_total_limit": (1, True, math.inf),
+    "torch_empty_cache_steps": (1, True, math.inf),
+    "dataset_num_proc": (1, True, math.inf),
+    "dataloader_num_workers": (0, True, math.inf),
+    "dataloader_prefetch_factor": (1, True, math.inf),
+    "eval_delay": (0, True, math.inf),
+    "eval_accumulation_steps": (1, True, math.inf),
+    "adam_beta1": (0, True, 1),
+    "adam_beta2": (0, True, 1),
+    "adam_epsilon": (0, False, 1),
 }
 
 
@@ -76,10 +66,22 @@ def snapshot() -> dict[str, Any]:
     return json.loads((Path(__file__).parent / "known_keys.json").read_text())
 
 
+@functools.cache
+def specs() -> dict[str, dict[str, Any]]:
+    """TRL key → its types, default and choices, of all methods together."""
+    return {**snapshot()["model"], **snapshot()["training"], **snapshot()["orpo_only"]}
+
+
+def training_keys(method: str) -> set[str]:
+    """The keys of the method's own config class: DPOConfig or ORPOConfig."""
+    keys = set(snapshot()["training"])
+    return keys if method == "dpo" else (keys | set(snapshot()["orpo_only"])) - set(snapshot()["dpo_only"])
+
+
 def known() -> list[str]:
     """Every top-level key a recipe may hold."""
-    keys = [*snapshot()["model"], *snapshot()["training"], *SECTIONS, *OURS, *DATASET_SHORTCUT]
-    return sorted(set(keys) - set(REFUSED))
+    keys = {*specs(), *SECTIONS, *OURS, *DATASET_SHORTCUT}
+    return sorted(keys - {*REFUSED, *NO_EFFECT, *ALIASES})
 
 
 def unknown_key(key: str, candidates: list[str], where: str) -> UserError:
@@ -106,7 +108,7 @@ def check_value(key: str, value: Any, where: str) -> Any:
     Raises:
         UserError: If the type or the range is wrong.
     """
-    spec = snapshot()["model"].get(key) or snapshot()["training"][key]
+    spec = specs()[key]
     types = spec["types"]
     where = f"{where}: {key}"
     if value is None and "null" in types:
@@ -120,11 +122,10 @@ def check_value(key: str, value: Any, where: str) -> Any:
     )
     if not fits:
         names = " or ".join(t for t in types if t != "null")
-        raise UserError(
-            f"{value!r} is {type(value).__name__}, {names} is needed",
-            where,
-            f"for example {key}: {spec['default']!r}" if spec["default"] is not None else f"write a {names}",
-        )
+        advice = f"for example {key}: {spec['default']!r}" if spec["default"] is not None else f"write a {names}"
+        if isinstance(value, str) and {"int", "float"} & set(types) and re.fullmatch(r"[-+.\deE]+", value):
+            advice = f"take the quotes off: {key}: {value}"
+        raise UserError(f"{value!r} is {type(value).__name__}, {names} is needed", where, advice)
     if "choices" in spec:
         for name in value if isinstance(value, list) else [value]:
             if name not in spec["choices"]:

@@ -241,7 +241,7 @@ def _source(source: dict[str, Any]) -> dict[str, Any]:
     return {**source, "splits": [split(side) for side in ("train", "test") if side in source]}
 
 
-def _training(found: dict[str, Any]) -> str:
+def training_sentence(found: dict[str, Any]) -> str:
     """What was trained, in a sentence."""
 
     def count(name: str) -> str:
@@ -285,7 +285,7 @@ def render_report(data: ReportInput) -> str:
         verdict=data.verdict,
         meaning=OUTCOMES.get(data.verdict["outcome"], ""),
         summary=summary(data.verdict),
-        training=_training(data.training),
+        training=training_sentence(data.training),
         gauge=_gauge(data),
         groups=groups,
         tiles=[row for rows in groups.values() for row in rows if row["name"] in KEY_MEASURES],

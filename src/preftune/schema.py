@@ -182,23 +182,37 @@ class Tracking(Section):
     tags: dict[str, str] = Field(default_factory=dict)
 
 
+class Hub(Section):
+    """Where the policy is pushed after its verdict. TRL's keys, flat in the file. Never part of a cache key."""
+
+    push_to_hub: bool = False
+    hub_model_id: str | None = None
+    hub_private_repo: bool | None = None
+    hub_revision: str | None = None
+
+
 class Recipe(Section):
     """A resolved recipe: every later step reads its own section of it and nothing else.
 
     Args:
         path: The file it was read from.
         name: The recipe's folder name.
-        method: Only `dpo`.
+        method: `dpo` or `orpo`.
         model: TRL `ModelConfig` keys, resolved.
-        training: TRL `DPOConfig` keys that the recipe or the house sets; all others keep TRL's default.
+        training: Keys of TRL's `DPOConfig` or `ORPOConfig` that the recipe or the house sets; all others keep TRL's
+            default.
+        hub: Where the policy is pushed.
+        merge_adapter: Also write the model with the adapter merged into it.
         notices: What was translated or assumed, in words.
     """
 
     path: Path
     name: str
-    method: Literal["dpo"] = "dpo"
+    method: Literal["dpo", "orpo"] = "dpo"
     model: dict[str, Any]
     training: dict[str, Any]
+    hub: Hub = Hub()
+    merge_adapter: bool = False
     mixture: Mixture
     validation: Validation = Validation()  # pyright: ignore[reportCallIssue]
     evaluation: Evaluation
@@ -219,12 +233,14 @@ class Recipe(Section):
 
     def resolved(self) -> dict[str, Any]:
         """The recipe as one flat YAML-able mapping that, run again, gives the same run."""
-        dump = self.model_dump(mode="json", exclude={"path", "name", "notices", "mixture", "model", "training"})
-        dump = {k: v for k, v in dump.items() if v is not None and k != "tracking"}
+        flat = {"mixture", "model", "training", "hub"}
+        dump = self.model_dump(mode="json", exclude={"path", "name", "notices", "tracking", *flat})
+        dump = {k: v for k, v in dump.items() if v is not None}
         mixture = self.mixture.model_dump(mode="json", exclude_none=True)
         return {
             **self.model,
             **self.training,
+            **self.hub.model_dump(exclude_defaults=True),
             **dump,
             "dataset_mixture": mixture,
             "tracking": {"experiment": self.experiment, "tags": dict(self.tracking.tags)},

@@ -5,6 +5,7 @@ depends on is told by `keys.py`; `tasks/` wraps each in a Prefect task.
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 from preftune import accelerate_configs, keys, store
 from preftune.children import launch_command, read_json_lines, run_child
 from preftune.data.steps import left_out
+from preftune.errors import StepError
 from preftune.models import StartingModel
 from preftune.schema import Recipe
 from preftune.store import StepResult
@@ -140,12 +142,14 @@ def training_job(
     return {
         **_model_job(model, recipe),
         "folder": str(folder),
+        "method": recipe.method,
         "model": {k: v for k, v in recipe.model.items() if k != "model_name_or_path"},
         "training": recipe.training,
         "train": str(data / "train.jsonl"),
         "test": str(data / "test.jsonl"),
         "left_out": left_out(lengths, workspace),
         "eval_pairs": recipe.evaluation.training_pairs,
+        "reference": str(workspace.home / "reference" / model.weights),
     }
 
 
@@ -204,6 +208,44 @@ def make_policy(
     """Evaluates the trained policy on the same pairs and prompts as the baseline."""
     policy = train.folder(workspace) / "model"
     return _make_evaluation(workspace, "policy", key, recipe, model, mixture, lengths, policy, tell)
+
+
+def make_merged(
+    workspace: Workspace,
+    key: str,
+    recipe: Recipe,
+    model: StartingModel,
+    train: StepResult,
+    tell: Tell = _quiet,
+) -> StepResult:
+    """Merges the trained adapter into the starting model, without quantization."""
+
+    def build(folder: Path) -> dict[str, Any]:
+        job = {
+            "folder": str(folder),
+            "model_path": model.path,
+            "revision": model.revision,
+            "dtype": recipe.model.get("dtype", "float32"),
+            "adapter": str(train.folder(workspace) / "model"),
+        }
+        job_file = folder / "job.json"
+        job_file.write_text(json.dumps(job))
+        run_child(
+            [sys.executable, "-m", "preftune.merge", str(job_file)],
+            folder=folder,
+            log=workspace.logs / f"merge-{key}.log",
+            env=_child_env(),
+            on_line=tell,
+            what="merge",
+        )
+        job_file.unlink()
+        return {"bytes": sum(p.stat().st_size for p in (folder / "model").glob("*.safetensors"))}
+
+    try:
+        return store.make(workspace, "merged", key, build, volatile=("model/tokenizer_config.json",))
+    except StepError as e:
+        advice = "the adapter is trained and kept; with --merge_adapter=false it is published without the merged model"
+        raise StepError(e.error, e.where, f"{e.advice}; {advice}") from None
 
 
 def make_verdict(

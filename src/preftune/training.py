@@ -1,7 +1,7 @@
-"""The training child: TRL's DPOTrainer on a job file, resumable after any kill.
+"""The training child: TRL's DPOTrainer or ORPOTrainer on a job file, resumable after any kill.
 
 Started as `accelerate launch … --module preftune.training JOB.json`. Everything that TRL or transformers can do
-is left to them; ours is what stands in trainer.py.
+is left to them; ours is what stands in trainer.py and callbacks.py.
 """
 
 from preftune.children import die_with_parent
@@ -15,72 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from preftune import checkpoints
+from preftune import training_setup as setup
 from preftune.children import child_main, read_json_lines, tell
 from preftune.errors import StepError, UserError
 from preftune.reporting import finish_reporting, prepare_reporting
-
-
-def trainer_arguments(training: dict[str, Any], output_dir: Path, has_cuda: bool) -> dict[str, Any]:
-    """The keyword arguments of `DPOConfig`: the recipe's keys and what the machine asks for.
-
-    Args:
-        training: `Recipe.training`.
-        output_dir: Where checkpoints go.
-        has_cuda: Whether there is a CUDA device.
-    """
-    machine: dict[str, Any] = {}
-    if not has_cuda:
-        # TRL's defaults are for a GPU: bf16 is ~100 times slower than fp32 on most CPUs, and gradient
-        # checkpointing costs a second forward pass to save memory that a CPU has.
-        machine = {
-            "use_cpu": True,
-            "bf16": False,
-            "activation_checkpointing": False,
-            "dataloader_pin_memory": False,
-            "pad_to_multiple_of": None,
-            "optim": "adamw_torch",
-        }
-    # transformers 5.23 calls it activation_checkpointing; recipes (and the TRL default) use the old name.
-    renamed = {k.replace("gradient_checkpointing", "activation_checkpointing"): v for k, v in training.items()}
-    return {**machine, "disable_tqdm": True, **renamed, "output_dir": str(output_dir)}
-
-
-def _load_pairs(path: Path, rows: int | None = None) -> Any:
-    from datasets import Dataset
-
-    pairs = read_json_lines(path)[:rows]
-    return Dataset.from_list([{k: p[k] for k in ("prompt", "chosen", "rejected")} for p in pairs])
-
-
-def _trainable(
-    data: Any, left_out: list[int] | None, tokenizer: Any, max_length: int | None, keep_start: bool, dropped: Path
-) -> Any:
-    """Leaves out the rows on which nothing can be learned at this max_length.
-
-    The lengths step has counted them (`left_out`); where it could not, the ones that TRL would drop in silence (the
-    prompt alone fills max_length) are found here.
-    """
-    from preftune.tokens import tokenize_prompt
-
-    if left_out is not None:
-        gone = set(left_out)
-        return data.select([i for i in range(len(data)) if i not in gone])
-    if max_length is None or not keep_start:
-        return data
-    lengths = [len(tokenize_prompt(tokenizer, row["prompt"])) for row in data]
-    too_long = [i for i, n in enumerate(lengths) if n >= max_length]
-    with dropped.open("w") as f:
-        for i in too_long:
-            f.write(json.dumps({"row": i, "reason": "prompt_fills_max_length", "prompt_tokens": lengths[i]}) + "\n")
-    if too_long:
-        tell(f"{len(too_long)} of {len(data)} pairs left out: the prompt alone fills max_length={max_length}")
-    if len(too_long) == len(data):
-        raise UserError(
-            f"every prompt is longer than max_length={max_length} tokens (the shortest has {min(lengths)})",
-            "max_length",
-            f"raise max_length above {min(lengths)}; with answers about {int(min(lengths) * 1.5)}",
-        )
-    return data.select([i for i, n in enumerate(lengths) if n < max_length])
 
 
 def _resume_point(folder: Path) -> Path | None:
@@ -94,13 +32,81 @@ def _resume_point(folder: Path) -> Path | None:
     return found
 
 
+def _classes(method: str) -> tuple[Any, Any]:
+    """The method's configuration and trainer."""
+    if method == "orpo":
+        os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"  # it moved there; the warning is for authors, not users
+        from trl.experimental.orpo import ORPOConfig
+
+        from preftune.orpo import ResumableORPOTrainer
+
+        return ORPOConfig, ResumableORPOTrainer
+    from trl import DPOConfig
+
+    from preftune.trainer import ResumableDPOTrainer
+
+    return DPOConfig, ResumableDPOTrainer
+
+
+def _build_trainer(job: dict[str, Any], folder: Path) -> tuple[Any, int]:
+    """The trainer of the recipe's method, and the number of pairs that it trains on."""
+    from accelerate.utils import parse_flag_from_env
+    from transformers import AutoTokenizer
+    from trl import ModelConfig
+
+    from preftune.callbacks import callbacks
+
+    config_class, trainer_class = _classes(job["method"])
+    is_orpo = job["method"] == "orpo"
+    arguments = setup.trainer_arguments(job["training"], folder / "checkpoints", setup.this_machine())
+    if is_orpo:
+        arguments["remove_unused_columns"] = False  # TRL sets it too, with a warning
+    try:
+        args = config_class(**arguments)
+    except ValueError as e:
+        raise UserError(str(e).strip().splitlines()[0], "recipe", "correct the key") from None
+    prepare_reporting(args.report_to, folder)
+    settings = ModelConfig(**job["model"])
+    tokenizer = AutoTokenizer.from_pretrained(job["model_path"], revision=job["revision"] or "main")
+    if job["chat_template"]:
+        tokenizer.chat_template = job["chat_template"]
+    if tokenizer.pad_token is None:  # TRL's DPO trainer does this, its ORPO trainer does not
+        tokenizer.pad_token = tokenizer.eos_token
+    left_out = job["left_out"] or {"train": None, "test": None}
+    keep_start = is_orpo or args.truncation_mode == "keep_start"
+
+    def rows(side: str, limit: int | None, dropped: str) -> Any:
+        data = setup.load_pairs(Path(job[side]), limit)
+        return setup.trainable(data, left_out[side], tokenizer, args.max_length, keep_start, folder / dropped)
+
+    data = rows("train", None, "dropped.jsonl")
+    held_out = rows("test", job["eval_pairs"], "dropped-eval.jsonl") if args.eval_strategy != "no" else None
+    model, peft_config = setup.load_model(job, settings), setup.lora_config(settings)
+    shared: dict[str, Any] = {
+        "model": model,
+        "args": args,
+        "train_dataset": data,
+        "eval_dataset": held_out,
+        "processing_class": tokenizer,
+        "peft_config": peft_config,
+        "callbacks": callbacks(folder),
+    }
+    if is_orpo:
+        return trainer_class(**shared), len(data)
+    if not peft_config and (not args.precompute_ref_log_probs or parse_flag_from_env("ACCELERATE_USE_FSDP")):
+        # A frozen copy of our own (FSDP needs one to precompute): TRL would load it by name, without the revision.
+        shared["ref_model"] = setup.load_model(job, settings)
+    shared["reference_cache"] = Path(job["reference"])
+    return trainer_class(**shared), len(data)
+
+
 def train(job: dict[str, Any]) -> None:
     """Trains a policy.
 
     Args:
-        job: `folder` (the step's partial folder), `recipe` (model and training sections), `model` (path,
+        job: `folder` (the step's partial folder), `method`, `recipe` (model and training sections), `model` (path,
             revision), `chat_template`, `train`, `test` (files of pairs), `left_out` (side → line numbers from 0, or
-            None), `eval_pairs`, `threads`.
+            None), `eval_pairs`, `threads`, `reference` (folder of the starting model's log-probabilities).
 
     Raises:
         UserError: If nothing can be learned from these settings and data.
@@ -109,65 +115,10 @@ def train(job: dict[str, Any]) -> None:
     import torch
 
     torch.set_num_threads(job["threads"])  # the number of threads changes sums' last digits
-    from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from trl import DPOConfig, ModelConfig, get_peft_config, get_quantization_config
-
-    from preftune.callbacks import callbacks
-    from preftune.trainer import ResumableDPOTrainer
-
     started = time.monotonic()
     folder = Path(job["folder"])
     main_process = os.environ.get("RANK", "0") == "0"
-    has_cuda = torch.cuda.is_available()
-    args = DPOConfig(**trainer_arguments(job["training"], folder / "checkpoints", has_cuda))
-    prepare_reporting(args.report_to, folder)
-    settings = ModelConfig(**job["model"])
-    source = {"revision": job["revision"]} if job["revision"] else {}
-    tokenizer = AutoTokenizer.from_pretrained(job["model_path"], **source)
-    if job["chat_template"]:
-        tokenizer.chat_template = job["chat_template"]
-    if settings.load_in_4bit and not has_cuda:
-        raise UserError("load_in_4bit needs a CUDA device", "load_in_4bit", "remove it to train LoRA in float32")
-    left_out = job["left_out"] or {"train": None, "test": None}
-    data = _trainable(
-        _load_pairs(Path(job["train"])),
-        left_out["train"],
-        tokenizer,
-        args.max_length,
-        args.truncation_mode == "keep_start",
-        folder / "dropped.jsonl",
-    )
-    held_out = None
-    if args.eval_strategy != "no":
-        held_out = _trainable(
-            _load_pairs(Path(job["test"]), job["eval_pairs"]),
-            left_out["test"],
-            tokenizer,
-            args.max_length,
-            args.truncation_mode == "keep_start",
-            folder / "dropped-eval.jsonl",
-        )
-    model = AutoModelForCausalLM.from_pretrained(
-        job["model_path"],
-        dtype=settings.dtype,
-        attn_implementation=settings.attn_implementation,
-        quantization_config=get_quantization_config(settings),
-        use_safetensors=True,
-        **source,
-    )
-    peft_config = get_peft_config(settings)
-    if isinstance(peft_config, LoraConfig) and not settings.lora_target_modules:
-        peft_config.target_modules = "all-linear"
-    trainer = ResumableDPOTrainer(
-        model=model,
-        args=args,
-        train_dataset=data,
-        eval_dataset=held_out,
-        processing_class=tokenizer,
-        peft_config=peft_config,
-        callbacks=callbacks(folder),
-    )
+    trainer, pairs = _build_trainer(job, folder)
     resume = _resume_point(folder) if main_process else checkpoints.newest_whole(folder / "checkpoints")
     if resume:
         trainer.restore_metrics(resume)
@@ -181,11 +132,13 @@ def train(job: dict[str, Any]) -> None:
         )
     trainer.save_model(str(folder / "model"))
     if main_process:
-        _finish(folder, trainer, tokenizer, len(data), time.monotonic() - started)
+        _finish(folder, trainer, pairs, time.monotonic() - started)
 
 
-def _finish(folder: Path, trainer: Any, tokenizer: Any, pairs: int, seconds: float) -> None:
-    tokenizer.save_pretrained(folder / "model")
+def _finish(folder: Path, trainer: Any, pairs: int, seconds: float) -> None:
+    trainer.processing_class.save_pretrained(folder / "model")
+    # An adapter's folder would have none.
+    trainer.accelerator.unwrap_model(trainer.model).generation_config.save_pretrained(folder / "model")
     # training_args.bin is a pickle that holds tokens in plain text; the card would name folders of this machine.
     for name in ("training_args.bin", "README.md"):
         (folder / "model" / name).unlink(missing_ok=True)

@@ -1,0 +1,142 @@
+"""What a training is built from: arguments, rows, model and reference, as the recipe and the machine say.
+
+Imported in the training child only.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from preftune.children import read_json_lines, tell
+from preftune.errors import UserError
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the machine can do: a CUDA device, and bfloat16 on it."""
+
+    has_cuda: bool
+    has_bf16: bool
+
+
+def this_machine() -> Machine:
+    """The machine that this process runs on."""
+    import torch
+
+    has_cuda = torch.cuda.is_available()
+    return Machine(has_cuda, has_cuda and torch.cuda.is_bf16_supported(including_emulation=False))
+
+
+def trainer_arguments(training: dict[str, Any], output_dir: Path, machine: Machine) -> dict[str, Any]:
+    """The keyword arguments of `DPOConfig` or `ORPOConfig`: the recipe's keys and what the machine asks for.
+
+    Args:
+        training: `Recipe.training`.
+        output_dir: Where checkpoints go.
+        machine: What the machine can do.
+
+    Raises:
+        UserError: If the recipe asks for bfloat16 on a GPU that has none.
+    """
+    asked: dict[str, Any] = {}
+    if not machine.has_cuda:
+        # TRL's defaults are for a GPU: bf16 is ~100 times slower than fp32 on most CPUs, and gradient
+        # checkpointing costs a second forward pass to save memory that a CPU has.
+        asked = {
+            "use_cpu": True,
+            "bf16": False,
+            "activation_checkpointing": False,
+            "dataloader_pin_memory": False,
+        }
+    elif not machine.has_bf16 and not training.get("fp16"):
+        if training.get("bf16"):
+            raise UserError("this GPU has no bfloat16", "bf16", "write fp16: true in its place (a T4 and older)")
+        if training.get("bf16") is None:  # TRL's default is bf16: true
+            tell("this GPU has no bfloat16: training in float16")
+            asked = {"bf16": False, "fp16": True}
+    # transformers 5.23 calls it activation_checkpointing; recipes (and the TRL default) use the old name.
+    renamed = {k.replace("gradient_checkpointing", "activation_checkpointing"): v for k, v in training.items()}
+    return {**asked, "disable_tqdm": True, **renamed, "output_dir": str(output_dir)}
+
+
+def load_pairs(path: Path, rows: int | None = None) -> Any:
+    """The pairs of a file as a dataset of TRL's columns; only the first `rows`, where given."""
+    from datasets import Dataset
+
+    pairs = read_json_lines(path)[:rows]
+    return Dataset.from_list([{k: p[k] for k in ("prompt", "chosen", "rejected")} for p in pairs])
+
+
+def trainable(
+    data: Any, left_out: list[int] | None, tokenizer: Any, max_length: int | None, keep_start: bool, dropped: Path
+) -> Any:
+    """Leaves out the rows on which nothing can be learned at this max_length.
+
+    The lengths step has counted them (`left_out`); where it could not, the ones that TRL would drop in silence (the
+    prompt alone fills max_length) are found here.
+    """
+    from preftune.tokens import tokenize_prompt
+
+    if left_out is not None:
+        gone = set(left_out)
+        return data.select([i for i in range(len(data)) if i not in gone])
+    if max_length is None or not keep_start:
+        return data
+    lengths = [len(tokenize_prompt(tokenizer, row["prompt"])) for row in data]
+    too_long = [i for i, n in enumerate(lengths) if n >= max_length]
+    with dropped.open("w") as f:
+        for i in too_long:
+            f.write(json.dumps({"row": i, "reason": "prompt_fills_max_length", "prompt_tokens": lengths[i]}) + "\n")
+    if too_long:
+        tell(f"{len(too_long)} of {len(data)} pairs left out: the prompt alone fills max_length={max_length}")
+    if len(too_long) == len(data):
+        raise UserError(
+            f"every prompt is longer than max_length={max_length} tokens (the shortest has {min(lengths)})",
+            "max_length",
+            f"raise max_length above {min(lengths)}; with answers about {int(min(lengths) * 1.5)}",
+        )
+    return data.select([i for i, n in enumerate(lengths) if n < max_length])
+
+
+def load_model(job: dict[str, Any], settings: Any) -> Any:
+    """The starting model, as the recipe wants it.
+
+    Args:
+        job: `model_path` and `revision`.
+        settings: TRL's `ModelConfig`.
+
+    Raises:
+        UserError: If it asks for what this machine has not.
+    """
+    from transformers import AutoModelForCausalLM
+    from trl import get_quantization_config
+
+    from preftune.generation_settings import make_saveable
+
+    quantized = next((k for k in ("load_in_4bit", "load_in_8bit") if getattr(settings, k)), None)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            job["model_path"],
+            dtype=settings.dtype,
+            attn_implementation=settings.attn_implementation,
+            quantization_config=get_quantization_config(settings),
+            use_safetensors=True,
+            revision=job["revision"] or "main",
+        )
+    except ImportError as e:  # flash-attn or bitsandbytes
+        needed = quantized or "attn_implementation"
+        raise UserError(str(e).strip().splitlines()[0], needed, "install it, or change the key") from None
+    make_saveable(model.generation_config)
+    return model
+
+
+def lora_config(settings: Any) -> Any:
+    """TRL's `LoraConfig` for these settings, None for full fine-tuning; all linear layers where none is named."""
+    from peft import LoraConfig
+    from trl import get_peft_config
+
+    config = get_peft_config(settings)
+    if isinstance(config, LoraConfig) and not settings.lora_target_modules:
+        config.target_modules = "all-linear"
+    return config

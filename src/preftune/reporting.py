@@ -1,6 +1,5 @@
 """`report_to`: TensorBoard's and Weights & Biases' files in the training's folder, and no question while it runs."""
 
-import importlib.util
 import netrc
 import os
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from preftune.errors import UserError
+from preftune.packages import installed
 
 _NOT_SENT = ("offline", "disabled", "dryrun")
 RUNS = "runs"  # in the training's folder, later in output_dir
@@ -29,7 +29,7 @@ def check_reporting(report_to: str | Sequence[str] | None) -> None:
     """
     if "wandb" not in _names(report_to):
         return
-    if importlib.util.find_spec("wandb") is None:
+    if not installed("wandb"):
         raise UserError(
             "report_to names wandb, which is not installed",
             "report_to",

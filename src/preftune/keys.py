@@ -47,7 +47,7 @@ _MIXTURE_CODE = (
 _LENGTHS_CODE = ("data/lengths", "data/pair_tokenizer", "data/tokenizer_files")
 _TRAINING_CODE = (
     *("training", "training_setup", "trainer", "reference_cache", "orpo", "callbacks", "tokens", "checkpoints"),
-    *("generation_settings", "reporting", "ranks"),
+    *("generation_settings", "reporting", "ranks", "guards"),
     *_LENGTHS_CODE,
 )
 _EVALUATION_CODE = ("evaluation", "scoring", "tokens", "lm_eval_pairs", *_LENGTHS_CODE)

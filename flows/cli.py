@@ -41,15 +41,27 @@ def init(name: str, /) -> int:
 
 
 @app.command(help=f"Check recipe, data and model, and tell what a run would do. Trains nothing. {OVERRIDES_HELP}")
-def check(recipe: Path, /, *overrides: Overrides, as_json: Json = False) -> int:
+def check(
+    recipe: Path,
+    /,
+    *overrides: Overrides,
+    keys: Annotated[
+        bool, Parameter(negative=(), help="Only tell what each key became; loads neither model nor data.")
+    ] = False,
+    as_json: Json = False,
+) -> int:
+    if keys:
+        return _check_keys(recipe, parse_overrides(list(overrides)), as_json)
     from flows.output import print_json, show_plan
     from preftune import summary
     from preftune.data import steps
+    from preftune.hub_push import check_push
     from preftune.plan import make_plan
     from preftune.preflight import preflight
 
     workspace = find_workspace(recipe=recipe)
     loaded, model, found = preflight(recipe, parse_overrides(list(overrides)), workspace)
+    check_push(loaded, workspace)
     sources, mixture = steps.make_data(workspace, loaded, found)
     lengths = steps.make_lengths(workspace, loaded, model, mixture) if model else None
     plan = make_plan(loaded, workspace, model, mixture, lengths)
@@ -59,6 +71,19 @@ def check(recipe: Path, /, *overrides: Overrides, as_json: Json = False) -> int:
     else:
         show_plan(plan, warnings, summary.mixture_line(mixture.info, lengths))
     return 0
+
+
+def _check_keys(path: Path, overrides: dict[str, Any], as_json: bool) -> int:
+    from flows.output import print_json, show_keys
+    from preftune.key_report import key_report
+    from preftune.recipe import load_keys
+
+    report = key_report(load_keys(path), path, overrides)
+    if as_json:
+        print_json(report.as_json())
+    else:
+        show_keys(report, path)
+    return 2 if report.errors else 0
 
 
 @app.command(help=f"Audit a recipe's data: what was read, kept and dropped; one HTML page. {OVERRIDES_HELP}")

@@ -1,6 +1,6 @@
 """The flow `dpo-pipeline`: one recipe in, one verdict out.
 
-data → mixture → baseline → train → policy → verdict → MLflow and output folder. Each step is a cached, retryable
+data → mixture → baseline → train → policy → verdict → MLflow, output folder, hub. Each step is a cached, retryable
 task; what passes between them are names and numbers, never weights or tables.
 """
 
@@ -18,15 +18,17 @@ from preftune import keys, store, summary, tracking
 from preftune.data.decontamination import evaluation_sources
 from preftune.data.sources import find_source
 from preftune.digest import json_digest
+from preftune.hub_push import check_push
 from preftune.models import embedded_folder, find_model
 from preftune.publish import check_replaceable, git_revision
+from preftune.reporting import check_reporting
 from preftune.schema import EMBEDDED_MODEL, Recipe
 from preftune.workspace import Workspace, find_workspace, output_folder
 from tasks.data import check_dataset, count_tokens, sample_mixture
 from tasks.gpu import evaluate_baseline, evaluate_policy, prepare_model, train_policy
 from tasks.policy import quiet_errors
 from tasks.recipe import read_recipe
-from tasks.results import publish_result, reach_verdict, record_runs
+from tasks.results import merge_adapter, publish_result, push_result, reach_verdict, record_runs
 
 
 class _Steps:
@@ -74,14 +76,16 @@ def dpo_pipeline(
     started = time.time()
     workspace = find_workspace(recipe=Path(recipe)).make()
     loaded = read_recipe(str(workspace.resolve(recipe)), overrides or {})
+    check_reporting(loaded.training.get("report_to"))
     target = output_folder(workspace, loaded.output_dir)
     check_replaceable(target)
+    repo = check_push(loaded, workspace)
     if loaded.model_name == EMBEDDED_MODEL and not embedded_folder(workspace).exists():
         prepare_model(workspace)
-    return _run(workspace, loaded, target, started)
+    return _run(workspace, loaded, target, repo, started)
 
 
-def _run(workspace: Workspace, recipe: Recipe, target: Path, started: float) -> dict[str, Any]:
+def _run(workspace: Workspace, recipe: Recipe, target: Path, repo: str | None, started: float) -> dict[str, Any]:
     run = _Steps(workspace)
     model = find_model(recipe, workspace)
     results: dict[str, Any] = {"source": []}
@@ -124,21 +128,40 @@ def _run(workspace: Workspace, recipe: Recipe, target: Path, started: float) -> 
     if runs is None:
         runs = record_runs(workspace, recipe, results, identity, links)
         summary.write_tracked(marker, workspace, runs)
-    publish_result(workspace, recipe, target, results)
+    if recipe.merge_adapter:
+        key = keys.merged_key(recipe, model, train)
+        results["merged"] = run.run(merge_adapter, key, recipe=recipe, model=model, train=train)
+    publish_result(workspace, recipe, model, target, results, repo)
     url = tracking.compare_url(workspace, runs["experiment"], [runs["sft"], runs["policy"]])
     create_link_artifact(url, link_text="SFT against DPO in MLflow", key="mlflow-compare")
     create_markdown_artifact(summary.verdict_markdown(verdict.info), key="verdict")
+    hub = _push(recipe, target, repo, verdict.info["outcome"])  # last: all else is done if it fails
     return {
         "run_id": runs["policy"],
         "sft_run_id": runs["sft"],
         "verdict": {"outcome": verdict.info["outcome"], "reasons": verdict.info["reasons"]},
         "metrics": verdict.info["metrics"],
+        "training_notes": verdict.info["training_notes"],
+        "notices": [runs["notice"]] if "notice" in runs else [],
         "steps": run.done,
         "report": str(target / "report.html"),
         "output_dir": str(target),
+        "hub": hub,
         "compare_url": url,
         "seconds": round(time.time() - started, 1),
     }
+
+
+def _push(recipe: Recipe, target: Path, repo: str | None, outcome: str) -> str | None:
+    """The address that the policy was pushed to; a rejected one is not."""
+    if repo is None:
+        return None
+    if outcome == "reject":
+        get_run_logger().warning("not pushed to %s: the verdict is reject", repo)
+        return None
+    url = push_result(recipe, target, repo, outcome)
+    get_run_logger().info("pushed to %s", url)
+    return url
 
 
 def _links(workspace: Workspace) -> dict[str, str]:

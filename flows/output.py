@@ -10,7 +10,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from preftune.audit.console import show_audit
+from preftune.key_report import KeyReport
 from preftune.store import StepResult
+from preftune.strict_yaml import dump_yaml
 from preftune.summary import headline_rows
 from preftune.workspace import Workspace
 
@@ -53,6 +55,46 @@ def show_plan(plan: dict[str, Any], warnings: list[str], pairs: str) -> None:
     console.print(table)
 
 
+_KINDS = {"refused": "red", "no effect": "yellow", "changed": "yellow", "renamed": "cyan", "moved": "cyan"}
+
+
+def show_keys(report: KeyReport, path: Path) -> None:
+    """The tables of `preftune check --keys`."""
+    console = Console()
+    same = [row for row in report.keys if row.kind == "kept" and not row.effect]
+    table = Table(title="what became of the keys", title_justify="left", show_lines=True)
+    table.add_column("key", overflow="fold", min_width=24)
+    table.add_column("became", overflow="fold")
+    table.add_column("what that changes", ratio=1)
+    for row in [r for r in report.keys if r not in same]:
+        kind = f"[{_KINDS[row.kind]}]{row.kind}[/]" if row.kind in _KINDS else row.kind
+        name = f"{row.key}: {_shown(row.value)}" if row.value is not None else row.key
+        now = "" if row.became in ("", row.key) else f" → {row.became}"
+        table.add_row(escape(printable(name)), kind + escape(now), escape(printable(row.effect)))
+    if table.row_count:
+        console.print(table)
+    console.print("kept as they are:", escape(printable(", ".join(r.key for r in same))) or "none")
+    if report.defaults:
+        table = Table(title="left to a default, which was another one", title_justify="left", show_lines=True)
+        for column in ("key", "was", "now", "what that changes"):
+            table.add_column(column, overflow="fold")
+        for row in report.defaults:
+            table.add_row(*(escape(cell) for cell in row))
+        console.print(table)
+    for error in report.errors:
+        text = f"{error['where']}: {error['error']}\n  → {error['advice']}"
+        console.print(f"[red]error[/] {escape(printable(text))}")
+    for warning in report.missing:
+        console.print(f"[yellow]note[/]  {escape(warning)}")
+    if report.recipe:
+        console.print(f"{escape(str(path))} is a {report.recipe.method.upper()} recipe that runs as it is")
+
+
+def _shown(value: Any, limit: int = 60) -> str:
+    text = " ".join(dump_yaml(value).removesuffix("...\n").split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
 def show_data_audit(result: StepResult, workspace: Workspace) -> None:
     """The audit's tables, and where its page is."""
     folder = result.folder(workspace)
@@ -92,6 +134,15 @@ def show_result(result: dict[str, Any], workspace: Workspace) -> None:
     console.print(f"verdict: [bold {_COLOURS[outcome]}]{outcome}[/]")
     for reason in result["verdict"]["reasons"]:
         console.print(f"  - {escape(reason)}")
+    if result["training_notes"]:
+        console.print("what the training shows:")
+    for note in result["training_notes"]:
+        colour = "yellow" if note["severity"] == "warning" else "dim"
+        console.print(f"  - [{colour}]{note['severity']}[/] {escape(note['text'])}")
+        if note["advice"]:
+            console.print(f"    [dim]{escape(note['advice'])}[/]")
+    for notice in result["notices"]:
+        console.print(f"[yellow]note[/]  {escape(notice)}")
     steps = ", ".join(f"{step} {how}" for step, how in result["steps"].items())
     lines = [
         f"steps:    {steps} ({result['seconds']:.0f} s)",

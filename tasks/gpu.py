@@ -1,16 +1,22 @@
 """Tasks that load a model: each starts one child process and holds the GPU slot while it runs."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from prefect import get_run_logger, task
 
 from preftune import steps, tracking
 from preftune.children import Tail
+from preftune.live_metrics import LiveMetrics, outage_note
 from preftune.models import StartingModel, prepare_embedded
 from preftune.schema import Recipe
 from preftune.store import StepResult
 from preftune.workspace import Workspace
 from tasks.policy import STEP_CACHE, gpu_slot, worth_a_retry
+from tasks.progress import TrainingProgress
 
 _GPU_TASK: dict[str, Any] = {
     "cache_policy": STEP_CACHE,
@@ -46,10 +52,11 @@ def train_policy(
     lengths: StepResult,
     identity: str,
 ) -> StepResult:
-    """Trains with DPO, and sends the training's metrics to MLflow while they come."""
+    """Trains, shows how far it is, and sends the training's metrics to MLflow while they come."""
     logger = get_run_logger()
-    with gpu_slot(workspace, "train", key), _live_metrics(workspace, recipe, key, identity):
-        return steps.make_train(workspace, key, recipe, model, mixture, lengths, logger.info)
+    watch = partial(_watched, workspace, recipe, identity)
+    with gpu_slot(workspace, "train", key):
+        return steps.make_train(workspace, key, recipe, model, mixture, lengths, logger.info, watch)
 
 
 @task(name="policy", **_GPU_TASK)
@@ -67,22 +74,16 @@ def evaluate_policy(
         return steps.make_policy(workspace, key, recipe, model, mixture, lengths, train, get_run_logger().info)
 
 
-def _live_metrics(workspace: Workspace, recipe: Recipe, key: str, identity: str) -> Any:
-    sender: list[tracking.MetricSender] = []
-
-    def send(rows: list[dict[str, Any]]) -> None:
-        if not sender:  # in the tail's thread: importing mlflow takes seconds
-            client = tracking.connect(workspace)
-            experiment = tracking.experiment_id(client, workspace, recipe.experiment)
-            run_id = tracking.open_run(
-                client, experiment, identity, tracking.run_name(recipe, "dpo"), {"preftune.kind": "dpo"}
-            )
-            sender.append(tracking.MetricSender(client, run_id))
-        sender[0].send(rows)
-
+@contextmanager
+def _watched(workspace: Workspace, recipe: Recipe, identity: str, metrics: Path) -> Iterator[None]:
+    """Shows the training's progress and sends its metrics to MLflow, each in a thread of its own."""
     logger = get_run_logger()
-    return Tail(
-        steps.train_folder(workspace, key) / "metrics.jsonl",
-        send,
-        lambda e: logger.warning("MLflow cannot be reached; metrics are sent at the end (%s)", type(e).__name__),
+    live = LiveMetrics(
+        lambda: tracking.open_sender(workspace, recipe, identity), outage_note(workspace, identity), logger.warning
     )
+    with (
+        TrainingProgress(logger) as progress,
+        Tail(metrics, progress.show, lambda e: logger.warning("the progress is not shown: %s", e)),
+        Tail(metrics, live.send, live.failed),
+    ):
+        yield

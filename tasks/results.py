@@ -1,13 +1,14 @@
-"""Tasks on results: the verdict, MLflow, the output folder."""
+"""Tasks on results: the verdict, MLflow, the merged model, the output folder, the hub."""
 
 from pathlib import Path
 from typing import Any
 
-from prefect import task
+from prefect import get_run_logger, task
 
 from preftune import steps, tracking
-from preftune.digest import json_digest
-from preftune.publish import publish
+from preftune.hub_push import push
+from preftune.models import StartingModel
+from preftune.publish import publish_run
 from preftune.schema import Recipe
 from preftune.store import StepResult
 from preftune.workspace import Workspace
@@ -36,10 +37,25 @@ def record_runs(
         return tracking.record_both(workspace, recipe, results, identity, links)
 
 
+@task(name="merged", cache_policy=STEP_CACHE, persist_result=True, retries=1, retry_condition_fn=worth_a_retry)
+def merge_adapter(
+    key: str, workspace: Workspace, recipe: Recipe, model: StartingModel, train: StepResult
+) -> StepResult:
+    """Merges the trained adapter into the starting model."""
+    return steps.make_merged(workspace, key, recipe, model, train, get_run_logger().info)
+
+
 @task(name="publish", retries=1)
-def publish_result(workspace: Workspace, recipe: Recipe, target: Path, results: dict[str, Any]) -> bool:
+def publish_result(
+    workspace: Workspace, recipe: Recipe, model: StartingModel, target: Path, results: dict[str, Any], repo: str | None
+) -> bool:
     """Fills the recipe's output folder."""
-    train, verdict = results["train"].folder(workspace), results["verdict"].folder(workspace)
-    resolved = recipe.resolved()
-    key = f"{results['train'].key}-{results['verdict'].key}-{json_digest(resolved)}"
-    return publish(target, key, train / "model", train / "runs", verdict, resolved)
+    return publish_run(workspace, recipe, model, target, results, repo)
+
+
+@task(name="push", retries=1, retry_delay_seconds=10)  # the hub's client tries each request five times
+def push_result(recipe: Recipe, target: Path, repo: str, outcome: str) -> str:
+    """Uploads the output folder to the hub."""
+    return push(
+        target, repo, recipe.hub, f"{recipe.name}: {recipe.method.upper()} policy, verdict {outcome} (preftune)"
+    )

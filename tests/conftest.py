@@ -135,7 +135,7 @@ def preftune(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProc
 def trl_trainer() -> Callable[..., Any]:
     """TRL's own trainer, as bare as it goes: the independent reference."""
 
-    def make(model: Path, pairs: list[Any], folder: Path, **keys: Any) -> Any:
+    def make(model: Path, pairs: list[Any], folder: Path, *, peft_config: Any = None, **keys: Any) -> Any:
         from datasets import Dataset
         from trl import DPOConfig, DPOTrainer
 
@@ -154,6 +154,39 @@ def trl_trainer() -> Callable[..., Any]:
                 **keys,
             }
         )
-        return DPOTrainer(model=str(model), args=config, train_dataset=rows, eval_dataset=rows)
+        return DPOTrainer(model=str(model), args=config, train_dataset=rows, eval_dataset=rows, peft_config=peft_config)
 
     return make
+
+
+def our_trainer(
+    model: Path,
+    pairs: list[Any],
+    folder: Path,
+    *,
+    reference: Path,
+    settings: dict[str, Any] | None = None,
+    template: str | None = None,
+    **training: Any,
+) -> Any:
+    """The trainer as the training child builds it from a job, before its first step."""
+    from preftune.training import _build_trainer
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "pairs.jsonl").write_text("".join(p.model_dump_json() + "\n" for p in pairs))
+    job = {
+        "folder": str(folder),
+        "model_path": str(model),
+        "revision": None,
+        "chat_template": template,
+        "threads": 1,
+        "method": "dpo",
+        "model": settings or {},
+        "training": {"max_length": 256, "report_to": "none", "precompute_ref_log_probs": True, **training},
+        "train": str(folder / "pairs.jsonl"),
+        "test": str(folder / "pairs.jsonl"),
+        "left_out": None,
+        "eval_pairs": None,
+        "reference": str(reference),
+    }
+    return _build_trainer(job, folder)[0]

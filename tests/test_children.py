@@ -73,6 +73,12 @@ def test_lines_come_while_the_child_runs(tmp_path: Path) -> None:
     run(tmp_path, code, lambda _: (tmp_path / "go").touch())
 
 
+def test_a_child_that_asks_a_question_gets_no_answer(tmp_path: Path) -> None:
+    """It ends instead of waiting at the user's terminal."""
+    log = run(tmp_path, "import sys; print('read', repr(sys.stdin.read()))")
+    assert log == "read ''\n"
+
+
 def test_the_log_grows_over_tries(tmp_path: Path) -> None:
     run(tmp_path, "print('first')")
     with pytest.raises(StepError):
@@ -358,6 +364,27 @@ def test_tail_goes_on_after_a_failure_and_tells_it_once(tmp_path: Path) -> None:
         append(path, 3)
     assert sink.rows == [1, 2, 3]
     assert [type(e) for e in sink.errors] == [ConnectionError]
+
+
+def test_tail_does_not_wait_at_the_end_for_whoever_is_away(tmp_path: Path) -> None:
+    """A last try would hold up the end of a training by as long as it takes to fail."""
+    path, sink = tmp_path / "metrics.jsonl", Sink(failures=10)
+    append(path, 1)
+    with sink.tail(path, seconds=0.01):
+        assert wait_for(lambda: sink.errors, 5)
+        left = sink.failures
+    assert sink.failures >= left - 1 and not sink.rows
+
+
+def test_tail_tells_each_outage_once(tmp_path: Path) -> None:
+    path, sink = tmp_path / "metrics.jsonl", Sink(failures=2)
+    append(path, 1)
+    with sink.tail(path, seconds=0.01):
+        assert wait_for(lambda: sink.rows == [1], 5)
+        sink.failures = 2
+        append(path, 2)
+        assert wait_for(lambda: sink.rows == [1, 2], 5)
+    assert len(sink.errors) == 2
 
 
 def test_tail_starts_again_when_the_file_was_rewritten(tmp_path: Path) -> None:

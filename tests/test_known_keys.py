@@ -42,8 +42,8 @@ def test_translations_lead_to_known_keys() -> None:
 
 
 def test_command_line_words_are_no_keys() -> None:
-    """`--json`, `--fail-on-reject` and `--help` can never mean a recipe key."""
-    assert not {"json", "fail-on-reject", "fail_on_reject", "help"} & set(known())
+    """`--json`, `--keys`, `--fail-on-reject` and `--help` can never mean a recipe key."""
+    assert not {"json", "fail-on-reject", "fail_on_reject", "help", "keys"} & set(known())
 
 
 def outside(key: str) -> list[float]:
@@ -139,6 +139,12 @@ def test_wrong_types(key: str, value: Any, told: str) -> None:
     with pytest.raises(UserError) as e:
         check_value(key, value, "x.yaml")
     assert told in e.value.error and key in e.value.where
+
+
+def test_a_number_in_quotes() -> None:
+    with pytest.raises(UserError, match="'5e-7' is str, float is needed") as e:
+        check_value("learning_rate", "5e-7", "x.yaml")
+    assert e.value.advice == "take the quotes off: learning_rate: 5e-7"
 
 
 @pytest.mark.parametrize(

@@ -227,6 +227,19 @@ def test_what_the_digest_depends_on(workspace: Workspace) -> None:
     assert found(workspace).digest == base
 
 
+def test_the_weights_digest_depends_on_weights_and_configuration_alone(workspace: Workspace) -> None:
+    """The reference's log-probabilities are kept under it: template and tokenizer show in the token ids."""
+    folder = write(workspace.project / "models" / "mine" / "sft")
+    first = found(workspace).weights
+    assert found(workspace, chat_template="{{ messages }}", dtype="bfloat16").weights == first
+    write(folder, **{"tokenizer.json": {"other": 1}, "special_tokens_map.json": {}, "generation_config.json": {}})
+    assert found(workspace).weights == first
+    write(folder, **{"model.safetensors": "weightS"})
+    second = found(workspace).weights
+    write(folder, **{"config.json": {"model_type": "llama", "rope_theta": 5}})
+    assert len({first, second, found(workspace).weights}) == 3
+
+
 def test_weights_are_read_once(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file whose size and time did not change is not read again: weights are gigabytes."""
     import preftune.models as module

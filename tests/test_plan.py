@@ -43,7 +43,9 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
 
 @pytest.fixture
 def model(tmp_path: Path) -> StartingModel:
-    return StartingModel("mine/135M-Instruct", str(tmp_path), None, "digest", "{{ messages }}", str(tmp_path))
+    return StartingModel(
+        "mine/135M-Instruct", str(tmp_path), None, "digest", "{{ messages }}", str(tmp_path), weights="w"
+    )
 
 
 def mixture_of(workspace: Workspace, pairs: list[Pair]) -> StepResult:

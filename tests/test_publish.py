@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 from preftune.errors import UserError
-from preftune.publish import MARKER, check_replaceable, git_revision, publish
+from preftune.publish import MARKER, check_replaceable, git_revision, holds, publish
 from preftune.recipe import load_recipe, resolve
+from preftune.strict_yaml import dump_yaml
 
 
 @pytest.fixture
@@ -30,7 +31,11 @@ def parts(tmp_path: Path) -> dict[str, Path]:
 
 
 def put(target: Path, parts: dict[str, Path], key: str = "k1", recipe: dict[str, Any] | None = None) -> bool:
-    return publish(target, key, parts["model"], parts["runs"], parts["verdict"], recipe or {"beta": 0.1})
+    def texts() -> dict[str, str]:
+        told = {name: (parts["verdict"] / name).read_text() for name in ("verdict.json", "report.html")}
+        return told | {"recipe.yaml": dump_yaml(recipe or {"beta": 0.1})}
+
+    return publish(target, key, {"": parts["model"], "runs": parts["runs"]}, texts)
 
 
 def names(folder: Path) -> set[str]:
@@ -106,6 +111,17 @@ def test_a_marker_that_says_something_else(tmp_path: Path, parts: dict[str, Path
     (target / MARKER).write_text(text)
     assert put(target, parts) is True
     assert names(target) == WHOLE
+
+
+def test_which_training_stands_there(tmp_path: Path, parts: dict[str, Path]) -> None:
+    target = tmp_path / "mine"
+    assert not holds(target, "abc")
+    put(target, parts, key="abc-1")
+    assert holds(target, "abc") and not holds(target, "ab")
+    (target / "report.html").unlink()
+    assert not holds(target, "abc"), "not whole"
+    (target / MARKER).write_text("[]")
+    assert not holds(target, "abc")
 
 
 def test_a_foreign_folder_is_refused(tmp_path: Path, parts: dict[str, Path]) -> None:

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from preftune.errors import UserError
+from preftune.house import HOUSE_TRAINING
 from preftune.known_keys import known
 from preftune.old_keys import NO_EFFECT
-from preftune.recipe import HOUSE_TRAINING, load_recipe, parse_overrides, resolve
+from preftune.recipe import load_recipe, parse_overrides, resolve
 from preftune.schema import EMBEDDED_MODEL, PRESETS, Evaluation, Gate, Mixture, Recipe, Validation
 
 DATA = "dataset_name: pairs.jsonl\n"
@@ -357,7 +358,6 @@ def test_removed(key: str) -> None:
         ("resume_from_checkpoint", "x"),
         ("auto_find_batch_size", True),
         ("save_only_model", True),
-        ("trust_remote_code", True),
         ("hub_token", "abc"),
         ("local_rank", 1),
     ],

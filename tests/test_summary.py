@@ -53,12 +53,15 @@ def test_headlines_are_named_once() -> None:
 
 
 def test_verdict_markdown() -> None:
-    text = verdict_markdown({"outcome": "promote", "reasons": ["first", "second"], "metrics": METRICS})
+    note = {"severity": "warning", "name": "margin-flat", "text": "the margin did not grow", "advice": "read pairs"}
+    info = {"outcome": "promote", "reasons": ["first", "second"], "metrics": METRICS, "training_notes": [note]}
+    text = verdict_markdown(info)
     lines = text.splitlines()
     assert lines[0] == "# promote" and "- first" in lines and "- second" in lines
     table = [line for line in lines if line.startswith("|")]
     assert len(table) == 2 + 3 and {line.count("|") for line in table} == {4}
     assert "| reward accuracy | 0.500 | 0.712  [0.610, 0.790] |" in table
+    assert lines[-1] == "- warning: the margin did not grow (read pairs)"
 
 
 def step(name: str, info: dict[str, Any] | None = None) -> StepResult:
@@ -119,7 +122,7 @@ def test_lineage() -> None:
         "mixture": step("mixture", {"train_sha256": "t1", "test_sha256": "t2"}),
         **{name: step(name) for name in ("baseline", "train", "policy")},
     }
-    found = lineage(recipe, StartingModel("sft", "/p", None, "d1", "t"), results, {"code": "abc+"})
+    found = lineage(recipe, StartingModel("sft", "/p", None, "d1", "t", weights="w"), results, {"code": "abc+"})
     assert found["starting model"] == "sft (d1)"
     assert found["dataset 1"] == "a (source-digest)" and found["dataset 2"].startswith("b")
     assert (found["training pairs"], found["held-out pairs"]) == ("t1", "t2")

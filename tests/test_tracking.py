@@ -85,6 +85,31 @@ def test_an_artifact_that_did_not_arrive_is_told(
     assert tracking.DONE_TAG not in client.get_run(run_id).data.tags
 
 
+def test_an_artifact_that_cannot_be_written_is_named_and_sent_by_the_next_try(
+    opened: tuple[Any, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, run_id = opened
+    (tmp_path / "a.txt").write_text("hello")
+
+    class S3UploadFailedError(Exception):
+        """Each kind of storage has its own errors, which are neither MLflow's nor the system's."""
+
+    def fails(*_: Any) -> None:
+        raise S3UploadFailedError("Failed to upload a.txt: no such bucket\nmore")
+
+    with (
+        monkeypatch.context() as patched,
+        pytest.raises(StepError, match=r"a\.txt could not be written: .*bucket\n.*nothing is lost"),
+    ):
+        patched.setattr(type(client), "log_artifact", fails)
+        record(client, run_id, [(tmp_path / "a.txt", "")])
+    run = client.get_run(run_id)
+    assert run.info.status == "RUNNING" and tracking.DONE_TAG not in run.data.tags
+    record(client, run_id, [(tmp_path / "a.txt", "")])
+    assert client.get_run(run_id).data.tags[tracking.DONE_TAG] == "true"
+    assert [m.step for m in client.get_metric_history(run_id, "train/loss")] == [1, 2, 3], "sent before, not again"
+
+
 def test_artifacts_stand_in_the_workspace_wherever_the_command_runs(
     workspace: Workspace, opened: tuple[Any, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,11 +42,13 @@ def job(tiny_model: Path, tmp_path: Path) -> dict[str, Any]:
             "save_total_limit": 2,
             "report_to": "none",
             "logging_nan_inf_filter": False,
+            "precompute_ref_log_probs": True,
         },
         "train": str(tmp_path / "train.jsonl"),
         "test": str(tmp_path / "test.jsonl"),
         "left_out": None,
         "eval_pairs": 4,
+        "reference": str(tmp_path / "reference"),
     }
 
 
@@ -136,6 +138,7 @@ def test_a_gradient_that_is_not_finite_stops_the_training(job: dict[str, Any], t
     weights["model.norm.weight"] = torch.full_like(weights["model.norm.weight"], 1e38)
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     job["model_path"] = str(broken)
+    job["training"]["precompute_ref_log_probs"] = False  # which would find it before the first step
     with pytest.raises(UserError, match="not finite at step 1"):
         train(job)
     assert not (Path(job["folder"]) / "model").exists()
@@ -194,6 +197,7 @@ def test_orpo_s_losses_are_those_of_bare_trl(job: dict[str, Any], model: dict[st
         job["training"].pop(key)
     job["training"] |= {"logging_steps": 1, "seed": 42, "eval_strategy": "steps", "eval_steps": 3}
     job |= {"method": "orpo", "model": model}
+    del job["training"]["precompute_ref_log_probs"]  # ORPO has no reference
     train(job)
     from trl.experimental.orpo import ORPOConfig, ORPOTrainer  # after train(), which silences its notice
 

@@ -4,7 +4,6 @@ Imported in the training child only.
 """
 
 import json
-import math
 import signal
 import time
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from preftune import checkpoints
+from preftune import checkpoints, progress
 from preftune.children import tell
 from preftune.errors import UserError
 
@@ -46,15 +45,12 @@ class MetricsCallback(TrainerCallback):
         if not state.is_world_process_zero or not ({"train/loss", "eval/loss"} & set(metrics)):
             return
         with self._file.open("a") as f:
-            f.write(json.dumps({"step": state.global_step, "metrics": metrics}) + "\n")
-        kind, name = ("train", "loss") if "train/loss" in metrics else ("eval", "held-out loss")
-        text = f"step {state.global_step}/{state.max_steps}  {name} {metrics[f'{kind}/loss']:.4f}"
-        text += f"  accuracy {metrics.get(f'{kind}/rewards/accuracies', math.nan):.2f}"
-        text += f"  margin {metrics.get(f'{kind}/rewards/margins', math.nan):+.3f}"
-        if kind == "train":
+            row = {"step": state.global_step, "max_steps": state.max_steps, "metrics": metrics}
+            f.write(json.dumps(row) + "\n")
+        text = f"step {state.global_step}/{state.max_steps}  {progress.values(row)}"
+        if progress.is_training(row):
             a_step = (time.monotonic() - self._began) / max(state.global_step - self._from, 1)
-            left = int(a_step * (state.max_steps - state.global_step))
-            text += f"  {left // 60}:{left % 60:02d} left"
+            text += f"  {progress.clock(a_step * (state.max_steps - state.global_step))} left"
         tell(text)
 
 

@@ -103,6 +103,7 @@ def run_child(
     with log.open("a") as out:
         process = subprocess.Popen(
             command,
+            stdin=subprocess.DEVNULL,  # a child that asks a question would wait for ever
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -179,9 +180,9 @@ class Tail:
 
     Args:
         path: The file; it may not be there yet.
-        send: Called with the new lines, parsed; what it raises is given to `on_error` once.
-        on_error: Told of the first failure; tailing goes on.
-        seconds: Between two looks.
+        send: Called with the new lines, parsed; after a failure with the same ones again.
+        on_error: Told of the first failure after a success; tailing goes on.
+        seconds: Between two looks; ten times as long after a failure.
     """
 
     def __init__(
@@ -192,7 +193,7 @@ class Tail:
         seconds: float = 2.0,
     ) -> None:
         self._path, self._send, self._on_error, self._seconds = path, send, on_error, seconds
-        self._stop, self._failed = threading.Event(), False
+        self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> "Tail":
@@ -204,20 +205,22 @@ class Tail:
         self._thread.join(timeout=60)
 
     def _run(self) -> None:
-        seen = 0
+        seen, failed = 0, False
         while True:
-            last = self._stop.wait(self._seconds)
+            last = self._stop.wait(self._seconds * (10 if failed else 1))
+            if last and failed:  # whoever does not answer would hold up the end
+                return
             try:
                 rows = read_json_lines(self._path)
                 if len(rows) < seen:  # a resumed child rewrote the file
                     seen = 0
                 if rows[seen:]:
                     self._send(rows[seen:])
-                    seen = len(rows)
+                    seen, failed = len(rows), False
             except Exception as e:
-                if not self._failed:
+                if not failed:
                     self._on_error(e)
-                self._failed = True
+                failed = True
             if last:
                 return
 

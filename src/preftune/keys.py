@@ -34,6 +34,7 @@ _READING_CODE = (
     *("data/adapters", "data/trees", "data/pairs", "data/languages", "data/checks", "data/check_list"),
 )
 _TEMPLATES = ("templates/style.css.j2", "templates/parts.html.j2")
+_REPORT_CODE = ("report", "plots", "pages", "templates/report.html.j2", *_TEMPLATES)
 _AUDIT_CODE = (
     *("audit/collect", "audit/advice", "audit/measures", "audit/page", "audit/charts", "audit/samples"),
     *("audit/tables", "plots", "statistics", "data/check_list", "data/steps"),
@@ -44,7 +45,9 @@ _MIXTURE_CODE = (
 )
 _LENGTHS_CODE = ("data/lengths", "data/pair_tokenizer", "data/tokenizer_files")
 _TRAINING_CODE = (
-    *("training", "training_setup", "trainer", "orpo", "callbacks", "tokens", "checkpoints", *_LENGTHS_CODE),
+    *("training", "training_setup", "trainer", "reference_cache", "orpo", "callbacks", "tokens", "checkpoints"),
+    *("generation_settings", "reporting"),
+    *_LENGTHS_CODE,
 )
 _EVALUATION_CODE = ("evaluation", "scoring", "tokens", "lm_eval_pairs", *_LENGTHS_CODE)
 
@@ -163,7 +166,6 @@ def train_key(recipe: Recipe, workspace: Workspace, model: StartingModel, mixtur
             "pairs": mixture.info["train_sha256"],
             "held_out": mixture.info["test_sha256"] if evaluates else None,
             "eval_pairs": recipe.evaluation.training_pairs if evaluates else None,
-            "method": recipe.method,
             "training": learned,
             "model_settings": {k: v for k, v in recipe.model.items() if k != "model_name_or_path"},
             "accelerate": [config.name, file_sha256(config)],
@@ -180,6 +182,20 @@ def train_key(recipe: Recipe, workspace: Workspace, model: StartingModel, mixtur
 def policy_key(recipe: Recipe, model: StartingModel, mixture: StepResult, train: StepResult) -> str:
     """Key of the policy's evaluation: as the baseline's, and the trained weights."""
     return json_digest({"step": "policy", "policy": train.digest, **_evaluation_key(recipe, model, mixture)})
+
+
+def merged_key(recipe: Recipe, model: StartingModel, train: StepResult) -> str:
+    """Key of a merged model: the trained adapter, and the weights that it is merged into."""
+    return json_digest(
+        {
+            "step": "merged",
+            "model": model.digest,
+            "adapter": train.digest,
+            "dtype": recipe.model.get("dtype"),
+            "code": code_version("merge"),
+            "libraries": library_versions("torch", "transformers", "peft"),
+        }
+    )
 
 
 def beta(recipe: Recipe) -> float:
@@ -203,6 +219,6 @@ def verdict_key(recipe: Recipe, baseline: StepResult, train: StepResult, policy:
             "train": train.digest,
             "beta": beta(recipe),
             "gate": recipe.gate.model_dump(),
-            "code": code_version(*_VERDICT_CODE, "report", "plots", "pages", "templates/report.html.j2", *_TEMPLATES),
+            "code": code_version(*_VERDICT_CODE, "training_notes", *_REPORT_CODE),
         }
     )

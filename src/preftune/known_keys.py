@@ -8,6 +8,7 @@ import difflib
 import functools
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -121,11 +122,10 @@ def check_value(key: str, value: Any, where: str) -> Any:
     )
     if not fits:
         names = " or ".join(t for t in types if t != "null")
-        raise UserError(
-            f"{value!r} is {type(value).__name__}, {names} is needed",
-            where,
-            f"for example {key}: {spec['default']!r}" if spec["default"] is not None else f"write a {names}",
-        )
+        advice = f"for example {key}: {spec['default']!r}" if spec["default"] is not None else f"write a {names}"
+        if isinstance(value, str) and {"int", "float"} & set(types) and re.fullmatch(r"[-+.\deE]+", value):
+            advice = f"take the quotes off: {key}: {value}"
+        raise UserError(f"{value!r} is {type(value).__name__}, {names} is needed", where, advice)
     if "choices" in spec:
         for name in value if isinstance(value, list) else [value]:
             if name not in spec["choices"]:

@@ -4,7 +4,7 @@ import json
 import os
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ _BASE_MODELS: list[tuple[str, str, str]] = [
     (r"google/gemma-((?:\d-)?\d+b)", r"google/gemma-\1-it", "it is a base model"),
 ]
 
-_SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "tokenizer*")
+_SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "tokenizer*", "README.md")  # the card names the licence
 _DIGEST_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors")
 
 
@@ -44,6 +44,7 @@ class StartingModel:
         digest: What its weights, configuration, tokenizer and template depend on.
         template: The chat template in force (the recipe's wins).
         files: Local folder of its tokenizer and configuration (a hub model's weights need not be there).
+        weights: What its weights and configuration depend on, and nothing else.
     """
 
     name: str
@@ -52,6 +53,7 @@ class StartingModel:
     digest: str
     template: str
     files: str = ""
+    weights: str = field(kw_only=True)
 
 
 def embedded_folder(workspace: Workspace) -> Path:
@@ -130,8 +132,8 @@ def _weights_problem(folder: Path) -> str | None:
     return "it holds no weights (*.safetensors)"
 
 
-def _folder_digest(folder: Path, cache: Path) -> str:
-    """Digest of a model's files; a file whose size and time did not change is not read again."""
+def _folder_digests(folder: Path, cache: Path) -> dict[str, str]:
+    """The sha256 of each of a model's files; one whose size and time did not change is not read again."""
     files = sorted({p for pattern in _DIGEST_FILES for p in folder.glob(pattern)})
     try:
         known = json.loads(cache.read_text())
@@ -147,7 +149,7 @@ def _folder_digest(folder: Path, cache: Path) -> str:
     if now != known:
         cache.parent.mkdir(parents=True, exist_ok=True)
         cache.write_text(json.dumps({**known, **now}))
-    return json_digest({p.name: now[str(p)][2] for p in files})
+    return {p.name: now[str(p)][2] for p in files}
 
 
 def find_model(recipe: Recipe, workspace: Workspace) -> StartingModel:
@@ -187,9 +189,15 @@ def find_model(recipe: Recipe, workspace: Workspace) -> StartingModel:
             f"model_name_or_path: {name}",
             "use the instruct/chat model of the family, or set chat_template to the template it was tuned with",
         )
-    content = f"{name}@{commit}" if is_hub else _folder_digest(folder, workspace.models / "digests.json")
+    if is_hub:
+        content = weights = f"{name}@{commit}"
+    else:
+        digests = _folder_digests(folder, workspace.models / "digests.json")
+        content = json_digest(digests)
+        weights = {n: sha for n, sha in digests.items() if n == "config.json" or n.endswith(".safetensors")}
     digest = json_digest({"content": content, "template": template, "dtype": recipe.model.get("dtype")})
-    return StartingModel(name, name if is_hub else str(folder), commit, digest, template, str(folder))
+    path = name if is_hub else str(folder)
+    return StartingModel(name, path, commit, digest, template, str(folder), weights=json_digest(weights))
 
 
 def _hub_snapshot(name: str, revision: str | None) -> tuple[Path, str]:

@@ -175,8 +175,9 @@ def _pair_chart(curves: Sequence[dict[str, Any]], metric: str, name: str, title:
 
 
 def loss_chart(curves: Sequence[dict[str, Any]]) -> Chart | None:
-    """The DPO loss over the steps, training and held-out; None if it was never logged."""
-    return _pair_chart(curves, "loss", "loss", "DPO loss", share=False)
+    """The loss over the steps, training and held-out; None if it was never logged."""
+    title = "ORPO loss" if series(curves, "train/log_odds_ratio") else "DPO loss"
+    return _pair_chart(curves, "loss", "loss", title, share=False)
 
 
 def accuracy_chart(curves: Sequence[dict[str, Any]]) -> Chart | None:

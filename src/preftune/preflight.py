@@ -9,8 +9,10 @@ from preftune.data.checks import peek
 from preftune.data.sources import Source, find_source
 from preftune.errors import UserError
 from preftune.models import StartingModel, check_name, embedded_folder, find_model
+from preftune.packages import missing_packages
 from preftune.publish import check_replaceable
 from preftune.recipe import load_recipe
+from preftune.reporting import check_reporting
 from preftune.schema import EMBEDDED_MODEL, Recipe
 from preftune.workspace import Workspace, output_folder
 
@@ -32,9 +34,8 @@ def preflight(
         UserError: For the first thing that is wrong.
     """
     recipe = load_recipe(path, overrides)
-    for key in ("load_in_4bit", "load_in_8bit"):
-        if recipe.model.get(key) and device() == "cpu":
-            raise UserError("quantized training needs a CUDA device", f"{path}: {key}", f"remove {key} on a CPU")
+    _check_machine(recipe, path)
+    check_reporting(recipe.training.get("report_to"))
     check_replaceable(output_folder(workspace, recipe.output_dir))
     choose(workspace, recipe.accelerate_config)
     check_name(recipe.model_name, recipe.method)
@@ -45,3 +46,14 @@ def preflight(
     if recipe.model_name == EMBEDDED_MODEL and not embedded_folder(workspace).exists():
         return recipe, None, sources
     return recipe, find_model(recipe, workspace), sources
+
+
+def _check_machine(recipe: Recipe, path: Path) -> None:
+    """Refuses what this machine, or its Python environment, cannot do."""
+    quantized = next((k for k in ("load_in_4bit", "load_in_8bit") if recipe.model.get(k)), None)
+    if quantized and device() == "cpu":
+        raise UserError(
+            "quantized training needs a CUDA device", f"{path}: {quantized}", f"remove {quantized} on a CPU"
+        )
+    for _, error in missing_packages(recipe):
+        raise error

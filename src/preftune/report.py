@@ -241,7 +241,7 @@ def _source(source: dict[str, Any]) -> dict[str, Any]:
     return {**source, "splits": [split(side) for side in ("train", "test") if side in source]}
 
 
-def _training(found: dict[str, Any]) -> str:
+def training_sentence(found: dict[str, Any]) -> str:
     """What was trained, in a sentence."""
 
     def count(name: str) -> str:
@@ -285,13 +285,14 @@ def render_report(data: ReportInput) -> str:
         verdict=data.verdict,
         meaning=OUTCOMES.get(data.verdict["outcome"], ""),
         summary=summary(data.verdict),
-        training=_training(data.training),
+        training=training_sentence(data.training),
         gauge=_gauge(data),
         groups=groups,
         tiles=[row for rows in groups.values() for row in rows if row["name"] in KEY_MEASURES],
         damages=[_damage(d) for d in data.verdict["damages"]],
         drift=_drift(data.verdict),
         curves=[charts[name] for name in ("loss", "rewards", "accuracy") if name in charts],
+        training_notes=data.verdict["training_notes"],
         margins=charts.get("margins"),
         answer_charts=[charts[name] for name in ("answer-lengths", "answer-shares") if name in charts],
         answers=[_answer(*both) for both in data.answers],

@@ -5,13 +5,16 @@ depends on is told by `keys.py`; `tasks/` wraps each in a Prefect task.
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from preftune import accelerate_configs, keys, store
 from preftune.children import launch_command, read_json_lines, run_child
 from preftune.data.steps import left_out
+from preftune.errors import StepError
 from preftune.models import StartingModel
 from preftune.schema import Recipe
 from preftune.store import StepResult
@@ -146,6 +149,7 @@ def training_job(
         "test": str(data / "test.jsonl"),
         "left_out": left_out(lengths, workspace),
         "eval_pairs": recipe.evaluation.training_pairs,
+        "reference": str(workspace.home / "reference" / model.weights),
     }
 
 
@@ -157,12 +161,25 @@ def make_train(
     mixture: StepResult,
     lengths: StepResult,
     tell: Tell = _quiet,
+    watch: Callable[[Path], AbstractContextManager[Any]] = nullcontext,
 ) -> StepResult:
-    """Trains the policy; goes on from the newest whole checkpoint of an earlier try."""
+    """Trains the policy; goes on from the newest whole checkpoint of an earlier try.
+
+    Args:
+        workspace: Where the store stands.
+        key: From `train_key`.
+        recipe: The resolved recipe.
+        model: The starting model.
+        mixture: The pairs.
+        lengths: Which of them cannot be trained on.
+        tell: Called with each line for the user.
+        watch: Given the file of metrics; held while the training runs in this process's child.
+    """
 
     def build(folder: Path) -> dict[str, Any]:
         job = training_job(workspace, folder, recipe, model, mixture, lengths)
-        _run(workspace, "preftune.training", job, key, recipe.accelerate_config, tell)
+        with watch(folder / "metrics.jsonl"):
+            _run(workspace, "preftune.training", job, key, recipe.accelerate_config, tell)
         shutil.rmtree(folder / "checkpoints")  # they serve a retry of this step only
         return json.loads((folder / "train.json").read_text())
 
@@ -178,11 +195,6 @@ def make_train(
     )
 
 
-def train_folder(workspace: Workspace, key: str) -> Path:
-    """Where a training that is under way stands."""
-    return workspace.partial / "train" / key
-
-
 def make_policy(
     workspace: Workspace,
     key: str,
@@ -196,6 +208,44 @@ def make_policy(
     """Evaluates the trained policy on the same pairs and prompts as the baseline."""
     policy = train.folder(workspace) / "model"
     return _make_evaluation(workspace, "policy", key, recipe, model, mixture, lengths, policy, tell)
+
+
+def make_merged(
+    workspace: Workspace,
+    key: str,
+    recipe: Recipe,
+    model: StartingModel,
+    train: StepResult,
+    tell: Tell = _quiet,
+) -> StepResult:
+    """Merges the trained adapter into the starting model, without quantization."""
+
+    def build(folder: Path) -> dict[str, Any]:
+        job = {
+            "folder": str(folder),
+            "model_path": model.path,
+            "revision": model.revision,
+            "dtype": recipe.model.get("dtype", "float32"),
+            "adapter": str(train.folder(workspace) / "model"),
+        }
+        job_file = folder / "job.json"
+        job_file.write_text(json.dumps(job))
+        run_child(
+            [sys.executable, "-m", "preftune.merge", str(job_file)],
+            folder=folder,
+            log=workspace.logs / f"merge-{key}.log",
+            env=_child_env(),
+            on_line=tell,
+            what="merge",
+        )
+        job_file.unlink()
+        return {"bytes": sum(p.stat().st_size for p in (folder / "model").glob("*.safetensors"))}
+
+    try:
+        return store.make(workspace, "merged", key, build, volatile=("model/tokenizer_config.json",))
+    except StepError as e:
+        advice = "the adapter is trained and kept; with --merge_adapter=false it is published without the merged model"
+        raise StepError(e.error, e.where, f"{e.advice}; {advice}") from None
 
 
 def make_verdict(
@@ -220,18 +270,26 @@ def make_verdict(
     def build(folder: Path) -> dict[str, Any]:
         from preftune.plots import standalone_svg
         from preftune.report import ReportInput, render_report, report_charts
+        from preftune.training_notes import notes_of
         from preftune.verdict import compare
 
         places = {step: results[step].folder(workspace) for step in ("mixture", "baseline", "train", "policy")}
+        curves = read_json_lines(places["train"] / "metrics.jsonl")
         found = compare(
-            places["baseline"], places["policy"], results["train"].info, keys.beta(recipe), recipe.gate, folder
+            places["baseline"],
+            places["policy"],
+            results["train"].info,
+            keys.beta(recipe),
+            recipe.gate,
+            folder,
+            notes_of(curves, recipe),
         )
         mixture = results["mixture"].info
         answers = [read_json_lines(places[s] / "answers.jsonl") for s in ("baseline", "policy")]
         report = ReportInput(
             name=recipe.name,
             verdict=found,
-            curves=read_json_lines(places["train"] / "metrics.jsonl"),
+            curves=curves,
             margins=[m for row in read_json_lines(folder / "comparison.jsonl") if (m := row["margin"]) is not None],
             answers=list(zip(*answers, strict=True)),
             sources=[s.info for s in results["source"]],
@@ -245,6 +303,6 @@ def make_verdict(
         (folder / "plots").mkdir(exist_ok=True)
         for name, chart in report_charts(report).items():
             (folder / "plots" / f"{name}.svg").write_text(standalone_svg(chart), encoding="utf-8")
-        return {k: found[k] for k in ("outcome", "reasons", "metrics")}
+        return {k: found[k] for k in ("outcome", "reasons", "metrics", "training_notes")}
 
     return store.make(workspace, "verdict", key, build, volatile=("report.html", "plots/*"))

@@ -51,7 +51,14 @@ def verdict_markdown(info: dict[str, Any]) -> str:
     lines = [f"# {info['outcome']}", "", *(f"- {r}" for r in info["reasons"]), ""]
     lines += ["| measure | SFT | DPO |", "|---|---|---|"]
     lines += [f"| {label} | {sft} | {policy} |" for label, sft, policy in headline_rows(info["metrics"])]
+    if info["training_notes"]:
+        lines += ["", "## What the training shows", "", *training_note_lines(info["training_notes"])]
     return "\n".join(lines)
+
+
+def training_note_lines(notes: list[dict[str, str]]) -> list[str]:
+    """What the training's curves show, as a Markdown list."""
+    return [f"- {n['severity']}: {n['text']}" + (f" ({n['advice']})" if n["advice"] else "") for n in notes]
 
 
 def data_notices(sources: list[StepResult], mixture: StepResult, lengths: StepResult | None) -> list[str]:

@@ -9,7 +9,6 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,16 @@ from urllib.parse import quote
 
 from preftune.children import read_json_lines
 from preftune.errors import StepError
+from preftune.live_metrics import MetricSender, outage, outage_note
 from preftune.mlflow_database import ensure_database
 from preftune.schema import Recipe
 from preftune.strict_yaml import dump_yaml
+from preftune.summary import training_note_lines
 from preftune.workspace import Workspace
 
 KEY_TAG = "preftune.key"
 DONE_TAG = "preftune.complete"
+_AGAIN = "nothing is lost: when it is back, run the same command again and only the upload is made"
 
 
 def connect(workspace: Workspace) -> Any:
@@ -49,7 +51,7 @@ def mlflow_errors(workspace: Workspace) -> Any:
         raise StepError(
             f"MLflow could not be written: {str(e).splitlines()[0][:300]}",
             workspace.mlflow_uri,
-            "nothing is lost: when it is back, run the same command again and only the upload is made",
+            _AGAIN,
         ) from e
 
 
@@ -78,34 +80,12 @@ def open_run(client: Any, experiment: str, key: str, name: str, tags: dict[str, 
     return run.info.run_id
 
 
-class MetricSender:
-    """Sends metrics.jsonl rows to one run, each (name, step) once, also across processes."""
-
-    def __init__(self, client: Any, run_id: str) -> None:
-        self._client, self._run_id = client, run_id
-        self._sent: set[tuple[str, int]] = set()
-        self._asked: set[str] = set()
-
-    def send(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Sends rows of the form {"step": n, "metrics": {name: value}}; NaN included, as MLflow keeps it."""
-        from mlflow.entities import Metric
-
-        new = []
-        now = int(time.time() * 1000)
-        for row in rows:
-            for name, value in row["metrics"].items():
-                if value is None:
-                    continue
-                if name not in self._asked:
-                    self._asked.add(name)
-                    history = self._client.get_metric_history(self._run_id, name)
-                    self._sent |= {(name, m.step) for m in history}
-                if (name, row["step"]) not in self._sent:
-                    new.append(Metric(name, float(value), now, row["step"]))
-        for start in range(0, len(new), 500):
-            batch = new[start : start + 500]
-            self._client.log_batch(self._run_id, metrics=batch)
-            self._sent |= {(m.key, m.step) for m in batch}
+def open_sender(workspace: Workspace, recipe: Recipe, identity: str) -> MetricSender:
+    """A sender to the policy's run, while its training runs."""
+    client = connect(workspace)
+    experiment = experiment_id(client, workspace, recipe.experiment)
+    run_id = open_run(client, experiment, identity, run_name(recipe, "dpo"), {"preftune.kind": "dpo"})
+    return MetricSender(client, run_id)
 
 
 def _flatten(tree: Any, prefix: str = "") -> dict[str, str]:
@@ -164,7 +144,7 @@ def record(
         tags: More tags, for example the note.
 
     Raises:
-        StepError: If an artifact did not arrive whole.
+        StepError: If an artifact could not be written, or did not arrive whole.
     """
     from mlflow.entities import Param, RunTag
 
@@ -181,12 +161,18 @@ def record(
     sender.send([{"step": 0, "metrics": metrics}])
     client.log_inputs(run_id, _inputs(datasets))
     for path, folder in artifacts:
-        client.log_artifact(run_id, str(path), folder or None)
+        try:
+            client.log_artifact(run_id, str(path), folder or None)
+        except Exception as e:  # each kind of storage has its own errors
+            reason = (str(e).splitlines() or [type(e).__name__])[0][:300]
+            raise StepError(
+                f"the artifact {path.name} could not be written: {reason}", f"MLflow run {run_id}", _AGAIN
+            ) from e
     for folder in {f for _, f in artifacts}:
         there = {Path(a.path).name: a.file_size for a in client.list_artifacts(run_id, folder or None)}
         for path in (p for p, f in artifacts if f == folder):
             if there.get(path.name) != path.stat().st_size:
-                raise StepError(f"the artifact {path.name} did not arrive whole in MLflow", run_id, "run it again")
+                raise StepError(f"the artifact {path.name} did not arrive whole", f"MLflow run {run_id}", _AGAIN)
     client.log_batch(run_id, tags=[RunTag(k, v) for k, v in {**tags, DONE_TAG: "true"}.items()])
     client.set_terminated(run_id, "FINISHED")
 
@@ -225,7 +211,7 @@ def record_both(
         links: Label → text, for the runs' note and tags.
 
     Returns:
-        {"experiment": id, "sft": run id, "policy": run id}.
+        {"experiment": id, "sft": run id, "policy": run id}, and "notice" if MLflow was away during training.
     """
     client = connect(workspace)
     experiment = experiment_id(client, workspace, recipe.experiment)
@@ -257,6 +243,11 @@ def record_both(
     policy = open_run(client, experiment, identity, run_name(recipe, "dpo"), {"preftune.kind": "dpo"})
     outcome, reasons = results["verdict"].info["outcome"], results["verdict"].info["reasons"]
     note = f"**{outcome}**\n\n" + "\n".join(f"- {r}" for r in reasons)
+    if notes := results["verdict"].info["training_notes"]:
+        note += "\n\n**what the training shows**\n\n" + "\n".join(training_note_lines(notes)) + "\n"
+    late = outage(outage_note(workspace, identity))
+    if late:
+        tags["preftune.metrics_late"] = late
     note += "".join(f"\n- {k}: {v}" for k, v in links.items())
     artifacts = [(place["verdict"] / n, "") for n in ("report.html", "verdict.json")]
     artifacts += [(p, "plots") for p in sorted((place["verdict"] / "plots").glob("*.svg"))]
@@ -281,7 +272,7 @@ def record_both(
             artifacts=artifacts,
             tags={**tags, "preftune.verdict": outcome, "preftune.sft_run": sft, "mlflow.note.content": note},
         )
-    return {"experiment": experiment, "sft": sft, "policy": policy}
+    return {"experiment": experiment, "sft": sft, "policy": policy} | ({"notice": late} if late else {})
 
 
 def list_runs(workspace: Workspace) -> list[dict[str, Any]]:

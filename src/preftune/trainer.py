@@ -4,16 +4,52 @@ Imported in the training child only.
 """
 
 import json
+import math
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from trl import DPOTrainer
+import numpy as np
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
+from datasets import Dataset, concatenate_datasets
+from torch.utils.data import DataLoader
+from trl import DPOConfig, DPOTrainer
+from trl.models import prepare_deepspeed
+
+from preftune.children import tell
+from preftune.digest import json_digest, library_versions
+from preftune.errors import UserError
+from preftune.reference_cache import LogPs, ReferenceCache, pair_key
 
 METRICS_STATE = "preftune_metrics.json"
+_TOKENS = ["prompt_ids", "chosen_ids", "rejected_ids"]
+_SECONDS_BETWEEN_LINES = 10
 
 
 class ResumableDPOTrainer(DPOTrainer):
-    """TRL's trainer, whose logged metrics survive a resume: TRL keeps its running sums in memory only."""
+    """TRL's trainer, with two differences.
+
+    Its logged metrics survive a resume: TRL keeps its running sums in memory only. With `precompute_ref_log_probs`,
+    the reference's log-probabilities are kept pair by pair; TRL keeps them by dataset, under a name that changes with
+    the seed, the adapter and most settings, but not with `max_length` where the end is kept.
+
+    Args:
+        reference_cache: Folder of the values. They are those of one reference model's weights: each has its own folder.
+        options: TRL's.
+    """
+
+    def __init__(self, *, reference_cache: Path, **options: Any) -> None:
+        self._reference_folder = reference_cache
+        self.reference_counts: dict[str, dict[str, int]] = {}  # dataset → its pairs, cached and computed ones
+        args = options["args"]
+        if args.precompute_ref_log_probs and options.get("peft_config") and parse_flag_from_env("ACCELERATE_USE_FSDP"):
+            # TRL would run the adapter's base model before it is sharded: on the CPU, and empty on all ranks but one.
+            tell("FSDP with an adapter: reference log-probabilities are computed in each step, not cached")
+            args.precompute_ref_log_probs = False
+        super().__init__(**options)  # computes the reference of its datasets
+        if self.precompute_ref_logps:
+            self.ref_model = None  # under FSDP there was a copy, for this alone
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
@@ -27,3 +63,116 @@ class ResumableDPOTrainer(DPOTrainer):
         state = json.loads((checkpoint / METRICS_STATE).read_text())
         self._total_train_tokens = state["tokens"]
         self._metrics["train"].update(state["metrics"])
+
+    def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Dataset:
+        """In place of TRL's: only pairs that the cache does not know go through the model.
+
+        Args:
+            dataset: Tokenized pairs.
+            name: `train`, `eval`, or as the caller of `evaluate` named it.
+            batch_size: Pairs at once on each device.
+
+        Returns:
+            The dataset with the columns `ref_chosen_logps` and `ref_rejected_logps`, float32, in nats.
+        """
+        keys: list[bytes] = []
+        known: dict[bytes, LogPs] = {}
+        missing: list[Any] = [None]
+        cache = ReferenceCache(self._reference_folder) if self.accelerator.is_main_process else None
+        if cache:
+            keys, lengths = self._keys(dataset)
+            known = cache.get(keys)
+            first = {key: i for i, key in reversed(list(enumerate(keys))) if key not in known}
+            # Sorted by length, batches hold little padding; the longest first, memory that is too small shows at once.
+            missing = [sorted(first.values(), key=lambda i: (-lengths[i], i))]
+            counts = {"pairs": len(keys), "cached": sum(key in known for key in keys), "computed": len(first)}
+            self.reference_counts[name] = counts
+        broadcast_object_list(missing)
+        for rows, values in self._score(dataset, missing[0], name, batch_size):
+            if cache:
+                known |= cache.add({keys[i]: v for i, v in zip(rows, values, strict=True)})
+        columns: list[Any] = [np.array([known[key] for key in keys], np.float32).reshape(-1, 2)]
+        broadcast_object_list(columns)
+        if cache:
+            cache.close()
+            tell(_summary(name, **self.reference_counts[name]))
+        chosen, rejected = columns[0].T
+        reference = Dataset.from_dict({"ref_chosen_logps": chosen, "ref_rejected_logps": rejected})
+        return concatenate_datasets([dataset, reference], axis=1)
+
+    def _keys(self, dataset: Any) -> tuple[list[bytes], list[int]]:
+        """Each pair's key in the cache, and the length of its longer side in tokens."""
+        model, args = cast("Any", self.model), cast("DPOConfig", self.args)
+        quantization = getattr(model.config, "quantization_config", None)
+        if quantization is not None and not isinstance(quantization, dict):
+            quantization = quantization.to_dict()
+        # What a value depends on besides the weights and the token ids.
+        scoring = json_digest(
+            {
+                "dtype": str(model.dtype),
+                "mixed_precision": self.accelerator.mixed_precision,
+                "tf32": args.tf32,
+                "quantization": quantization and json.dumps(quantization, sort_keys=True, default=str),
+                "attention": str(model.config._attn_implementation),
+                "device": self.accelerator.device.type,
+                "ld_alpha": self.ld_alpha,
+                "libraries": library_versions("torch", "transformers", "trl", *(["bitsandbytes"] * bool(quantization))),
+            }
+        )
+        limit, keep_end = args.max_length, args.truncation_mode == "keep_end"
+        keys, lengths = [], []
+        for row in dataset.select_columns(_TOKENS):
+            keys.append(pair_key(row, scoring, limit, keep_end))
+            length = len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+            lengths.append(min(length, limit or length))
+        return keys, lengths
+
+    def _score(
+        self, dataset: Any, rows: list[int], name: str, batch_size: int
+    ) -> Iterator[tuple[list[int], list[LogPs]]]:
+        """Scores these rows in their order with the reference model, as TRL 1.16's `_precompute_ref_logps` does it.
+
+        Yields:
+            Row numbers and their values: one batch of every process at a time, the same in all processes.
+        """
+        if not rows:
+            return
+        loader = DataLoader(
+            dataset.select(rows),
+            batch_size=batch_size,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            shuffle=False,
+        )
+        model: Any = self.ref_model or self.model
+        if self.ref_model is None and self.is_deepspeed_enabled:
+            # Not prepared for training yet: its weights would be on the CPU, or in pieces.
+            self._precompute_engine = self._precompute_engine or prepare_deepspeed(model, self.accelerator)
+            model = self._precompute_engine
+        model.eval()  # no dropout, no router noise: what is kept for ever must not be a draw; a step sets it back
+        began = told = time.monotonic()
+        done = 0
+        for batch in self.accelerator.prepare(loader):
+            sides = self.accelerator.gather_for_metrics(self.compute_ref_log_probs(model, batch))
+            values = list(zip(*(side.float().tolist() for side in sides), strict=True))
+            these = rows[done : done + len(values)]
+            for row, logps in zip(these, values, strict=True):
+                if not all(map(math.isfinite, logps)):
+                    raise UserError(
+                        f"the starting model gives an answer of {name} pair {row} a likelihood that is not finite",
+                        "dtype",
+                        "its weights are damaged, or its dtype is too narrow: copy it again, or set dtype: float32",
+                    )
+            yield these, values
+            done += len(these)
+            if self.accelerator.is_main_process and time.monotonic() - told > _SECONDS_BETWEEN_LINES:
+                told = time.monotonic()
+                tell(f"reference log-probabilities ({name}): {done}/{len(rows)} ({told - began:.0f} s)")
+
+
+def _summary(name: str, pairs: int, cached: int, computed: int) -> str:
+    text = f"reference log-probabilities ({name}): {cached} of {pairs} pairs cached, {computed} computed"
+    if repeated := pairs - cached - computed:
+        text += f", {repeated} equal to another"
+    return text

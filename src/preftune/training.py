@@ -10,7 +10,6 @@ die_with_parent()
 
 import json
 import os
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from preftune import checkpoints
 from preftune import training_setup as setup
 from preftune.children import child_main, read_json_lines, tell
 from preftune.errors import StepError, UserError
+from preftune.reporting import finish_reporting, prepare_reporting
 
 
 def _resume_point(folder: Path) -> Path | None:
@@ -50,6 +50,7 @@ def _classes(method: str) -> tuple[Any, Any]:
 
 def _build_trainer(job: dict[str, Any], folder: Path) -> tuple[Any, int]:
     """The trainer of the recipe's method, and the number of pairs that it trains on."""
+    from accelerate.utils import parse_flag_from_env
     from transformers import AutoTokenizer
     from trl import ModelConfig
 
@@ -64,6 +65,7 @@ def _build_trainer(job: dict[str, Any], folder: Path) -> tuple[Any, int]:
         args = config_class(**arguments)
     except ValueError as e:
         raise UserError(str(e).strip().splitlines()[0], "recipe", "correct the key") from None
+    prepare_reporting(args.report_to, folder)
     settings = ModelConfig(**job["model"])
     tokenizer = AutoTokenizer.from_pretrained(job["model_path"], revision=job["revision"] or "main")
     if job["chat_template"]:
@@ -89,9 +91,12 @@ def _build_trainer(job: dict[str, Any], folder: Path) -> tuple[Any, int]:
         "peft_config": peft_config,
         "callbacks": callbacks(folder),
     }
-    if not (is_orpo or peft_config or args.precompute_ref_log_probs):
-        # A frozen copy of our own: TRL would load it by name, without the revision.
+    if is_orpo:
+        return trainer_class(**shared), len(data)
+    if not peft_config and (not args.precompute_ref_log_probs or parse_flag_from_env("ACCELERATE_USE_FSDP")):
+        # A frozen copy of our own (FSDP needs one to precompute): TRL would load it by name, without the revision.
         shared["ref_model"] = setup.load_model(job, settings)
+    shared["reference_cache"] = Path(job["reference"])
     return trainer_class(**shared), len(data)
 
 
@@ -101,7 +106,7 @@ def train(job: dict[str, Any]) -> None:
     Args:
         job: `folder` (the step's partial folder), `method`, `recipe` (model and training sections), `model` (path,
             revision), `chat_template`, `train`, `test` (files of pairs), `left_out` (side → line numbers from 0, or
-            None), `eval_pairs`, `threads`.
+            None), `eval_pairs`, `threads`, `reference` (folder of the starting model's log-probabilities).
 
     Raises:
         UserError: If nothing can be learned from these settings and data.
@@ -132,12 +137,12 @@ def train(job: dict[str, Any]) -> None:
 
 def _finish(folder: Path, trainer: Any, pairs: int, seconds: float) -> None:
     trainer.processing_class.save_pretrained(folder / "model")
+    # An adapter's folder would have none.
+    trainer.accelerator.unwrap_model(trainer.model).generation_config.save_pretrained(folder / "model")
     # training_args.bin is a pickle that holds tokens in plain text; the card would name folders of this machine.
     for name in ("training_args.bin", "README.md"):
         (folder / "model" / name).unlink(missing_ok=True)
-    runs = folder / "checkpoints" / "runs"
-    if runs.exists():  # TensorBoard's, where report_to asked for it
-        shutil.copytree(runs, folder / "runs", dirs_exist_ok=True)
+    finish_reporting(folder)
     parameters = list(trainer.model.parameters())
     summary = {
         "steps": trainer.state.global_step,

@@ -48,7 +48,6 @@ def trainer_arguments(training: dict[str, Any], output_dir: Path, machine: Machi
             "bf16": False,
             "activation_checkpointing": False,
             "dataloader_pin_memory": False,
-            "optim": "adamw_torch",
         }
     elif not machine.has_bf16 and not training.get("fp16"):
         if training.get("bf16"):
@@ -110,15 +109,14 @@ def load_model(job: dict[str, Any], settings: Any) -> Any:
     Raises:
         UserError: If it asks for what this machine has not.
     """
-    import torch
     from transformers import AutoModelForCausalLM
     from trl import get_quantization_config
 
+    from preftune.generation_settings import make_saveable
+
     quantized = next((k for k in ("load_in_4bit", "load_in_8bit") if getattr(settings, k)), None)
-    if quantized and not torch.cuda.is_available():
-        raise UserError(f"{quantized} needs a CUDA device", quantized, "remove it to train LoRA in float32")
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        model = AutoModelForCausalLM.from_pretrained(
             job["model_path"],
             dtype=settings.dtype,
             attn_implementation=settings.attn_implementation,
@@ -129,6 +127,8 @@ def load_model(job: dict[str, Any], settings: Any) -> Any:
     except ImportError as e:  # flash-attn or bitsandbytes
         needed = quantized or "attn_implementation"
         raise UserError(str(e).strip().splitlines()[0], needed, "install it, or change the key") from None
+    make_saveable(model.generation_config)
+    return model
 
 
 def lora_config(settings: Any) -> Any:

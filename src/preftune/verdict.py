@@ -141,7 +141,15 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def compare(sft: Path, policy: Path, training: dict[str, Any], beta: float, gate: Gate, folder: Path) -> dict[str, Any]:
+def compare(
+    sft: Path,
+    policy: Path,
+    training: dict[str, Any],
+    beta: float,
+    gate: Gate,
+    folder: Path,
+    training_notes: Sequence[dict[str, str]] = (),
+) -> dict[str, Any]:
     """Computes every measure of both models and decides.
 
     Args:
@@ -151,10 +159,11 @@ def compare(sft: Path, policy: Path, training: dict[str, Any], beta: float, gate
         beta: The DPO β of the training.
         gate: The bars.
         folder: Where verdict.json and comparison.jsonl go.
+        training_notes: What the training's curves show; passed on.
 
     Returns:
         verdict.json's content: schema, outcome, reasons, pairs, answers, metrics {sft, policy}, differences,
-        damages, displacement.
+        damages, displacement, training_notes.
     """
     rows = {
         who: {name: read_json_lines(path / f"{name}.jsonl") for name in ("pairs", "answers", "lm_eval")}
@@ -208,6 +217,7 @@ def compare(sft: Path, policy: Path, training: dict[str, Any], beta: float, gate
         "differences": _differences(pairs, answers, lm_eval),
         "damages": [{"name": d.name, "mean": d.mean, "low": d.low, "bar": d.bar} for d in found_damages],
         "displacement": displacement,
+        "training_notes": list(training_notes),
     }
     result = _finite(result)
     (folder / "verdict.json").write_text(json.dumps(result, indent=1, ensure_ascii=False))

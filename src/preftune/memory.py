@@ -8,6 +8,8 @@ from typing import Literal
 
 from preftune.model_shape import Linear, ModelShape
 
+Sharding = Literal["zero2", "zero3", "fsdp"]
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -54,7 +56,7 @@ class Settings:
     online: bool = False
     full_logits: bool = False
     processes: int = 1
-    sharding: Literal["zero2", "zero3", "fsdp"] | None = None
+    sharding: Sharding | None = None
     on_cpu: bool = False
 
     @property

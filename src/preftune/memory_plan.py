@@ -4,6 +4,7 @@ Nothing here was measured on a GPU: every plan is an estimate, and says so. The 
 autograd keeps and what the allocator reports for whole steps on a CPU (tests/test_memory.py).
 """
 
+import math
 import re
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,13 +12,14 @@ from typing import Any
 from preftune.activations import cast_weights, kept_activations, layer_activations, logits, working
 from preftune.hardware import GIB, Device
 from preftune.known_keys import specs
-from preftune.memory import Settings, gathered, gradients, optimizer, reference, weights
+from preftune.memory import Settings, Sharding, gathered, gradients, optimizer, reference, weights
 from preftune.model_shape import Linear, ModelShape
 from preftune.schema import Recipe
 
 # What allocators lose to gaps between blocks of changing sizes, and what a CUDA context with its libraries (on a CPU:
 # a Python process with torch and TRL) takes. Guesses, until somebody measures.
 FRAGMENTATION, CONTEXT = 1.1, 1 * GIB
+UNLIMITED = 2048  # tokens that are planned for where neither max_length nor a count of the data says how many
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def settings_of(
     shape: ModelShape,
     device: Device,
     processes: int = 1,
-    sharding: Any = None,
+    sharding: Sharding | None = None,
     longest: int | None = None,
 ) -> Settings:
     """What the training child will make of a recipe on a device, as far as memory is concerned.
@@ -101,8 +103,8 @@ def settings_of(
         shape: The starting model's.
         device: Where it trains.
         processes: Devices that train together.
-        sharding: How they share the state: `zero2`, `zero3`, `fsdp` or None.
-        longest: Tokens of the longest row, where they were counted.
+        sharding: How they share the state; None: each holds all of it.
+        longest: Tokens of the longest row, where they were counted; else max_length counts.
     """
 
     def value(key: str) -> Any:
@@ -115,16 +117,15 @@ def settings_of(
     use_lora = bool(value("use_peft"))
     quantized = 4 if value("load_in_4bit") else 8 if value("load_in_8bit") else None
     width = 2 if value("dtype") in ("bfloat16", "float16") else 4
-    limit = value("max_length")
-    if limit is None or (longest is not None and longest < limit):
-        limit = longest or 1024
+    limit = recipe.training.get("max_length", specs()["max_length"]["default"])
+    lengths = [n for n in (limit, longest) if n is not None]
     attention = value("attn_implementation") or ("eager" if shape.model_type == "gemma2" else "sdpa")
     adapter = 2 if quantized and not value("fp16") else 4
     dpo = recipe.method == "dpo"
     cached = dpo and bool(recipe.training.get("precompute_ref_log_probs"))
     return Settings(
         pairs=int(value("per_device_train_batch_size")),
-        length=int(limit),
+        length=min(lengths, default=UNLIMITED),
         accumulation=int(value("gradient_accumulation_steps")),
         checkpointing=bool(not on_cpu if asked is None else asked),
         attention="flash" if "flash" in attention else "eager" if attention == "eager" else "sdpa",
@@ -150,7 +151,7 @@ def plan_memory(
     shape: ModelShape,
     device: Device,
     processes: int = 1,
-    sharding: Any = None,
+    sharding: Sharding | None = None,
     longest: int | None = None,
 ) -> dict[str, Any]:
     """The memory of a recipe's training step on a device, and what would fit there.
@@ -160,12 +161,13 @@ def plan_memory(
         shape: The starting model's.
         device: Where it trains; each of several.
         processes: Devices that train together.
-        sharding: How they share the state: `zero2`, `zero3`, `fsdp` or None.
+        sharding: How they share the state; None: each holds all of it.
         longest: Tokens of the longest row, where they were counted; else max_length counts.
 
     Returns:
         `device`, `device_bytes`, `micro_batch`, `length`, `checkpointing`, `parts` (bytes), `peak`, `needed`, `fits`,
-        `estimated` (always true, so far), `largest_micro_batch` (checkpointing `on` and `off` → pairs; 0: none).
+        `largest_micro_batch` (`with_checkpointing`, `without_checkpointing`: pairs, 0 for none), `would_fit` (keys to
+        change, the first way that fits, where the recipe does not), `estimated` (always true, so far).
     """
     s = settings_of(recipe, shape, device, processes, sharding, longest)
     memory = step_memory(shape, s)
@@ -179,19 +181,54 @@ def plan_memory(
         "peak": memory.peak,
         "needed": memory.needed,
         "fits": memory.fits(device),
-        "estimated": True,
         "largest_micro_batch": {
-            name: largest_micro_batch(shape, replace(s, checkpointing=on), device)
-            for name, on in (("on", True), ("off", False))
+            "with_checkpointing": largest_micro_batch(shape, replace(s, checkpointing=True), device),
+            "without_checkpointing": largest_micro_batch(shape, replace(s, checkpointing=False), device),
         },
+        "would_fit": None if memory.fits(device) else what_would_fit(shape, s, device),
+        "estimated": True,
     }
 
 
 def largest_micro_batch(shape: ModelShape, s: Settings, device: Device) -> int:
-    """The most pairs in a micro-batch that fit, as a power of two up to 64; 0 if not even one does."""
+    """The most pairs in a micro-batch that fit, as a power of two up to 64, with accumulation; 0 if not one does."""
     found = 0
     for pairs in (1, 2, 4, 8, 16, 32, 64):
-        if not step_memory(shape, replace(s, pairs=pairs, accumulation=2)).fits(device):
-            return found
+        if not step_memory(shape, replace(s, pairs=pairs, accumulation=max(s.accumulation, 2))).fits(device):
+            break
         found = pairs
     return found
+
+
+def what_would_fit(shape: ModelShape, s: Settings, device: Device) -> dict[str, Any] | None:
+    """The recipe keys to change so that a step fits, from the mildest change on; None if nothing helps.
+
+    In this order, each on top of the last: half the micro-batch and twice the accumulation down to one pair, gradient
+    checkpointing, shorter rows (1024, 512), LoRA, 4-bit weights (on a GPU). The effective batch stays.
+    """
+    keys: dict[str, Any] = {}
+
+    def fits() -> bool:
+        return step_memory(shape, s).fits(device)
+
+    batch = s.pairs * s.accumulation
+    while s.pairs > 1 and not fits():
+        s = replace(s, pairs=s.pairs // 2, accumulation=math.ceil(batch / (s.pairs // 2)))
+        keys |= {"per_device_train_batch_size": s.pairs, "gradient_accumulation_steps": s.accumulation}
+    if not fits() and not s.checkpointing:
+        s = replace(s, checkpointing=True)
+        keys["gradient_checkpointing"] = True
+    for length in (1024, 512):
+        if not fits() and s.length > length:
+            s = replace(s, length=length)
+            keys["max_length"] = length
+    if not fits() and s.lora is None:
+        s = replace(s, lora=shape.linears, lora_on_experts=shape.experts > 0, frozen_copy=False)
+        keys["use_peft"] = True
+    if not fits() and s.quantized is None and not s.on_cpu:
+        width = 2 if s.mixed else s.weight_bytes
+        s = replace(s, quantized=4, nested=True, weight_bytes=width, adapter_bytes=2)
+        keys |= {"load_in_4bit": True, "use_bnb_nested_quant": True}
+        if width == 2:
+            keys["dtype"] = "bfloat16" if device.has_bf16 else "float16"
+    return keys if fits() else None

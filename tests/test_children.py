@@ -113,6 +113,40 @@ def test_a_reported_error_arrives_as_it_was(tmp_path: Path, kind: type[PreftuneE
     assert (e.value.error, e.value.where, e.value.advice) == ("what – é", "where", "advice")
 
 
+def test_the_first_of_several_processes_is_the_cause(tmp_path: Path) -> None:
+    """What the others report follows from it."""
+    assert report_error(tmp_path, UserError("the cause", "row 3"))
+    assert not report_error(tmp_path, StepError("connection closed by peer"), unexpected=True)
+    told = json.loads((tmp_path / ERROR_FILE).read_text())
+    assert (told["error"], told["where"], told["exit_code"], told["unexpected"]) == ("the cause", "row 3", 2, False)
+
+
+TOLD = (
+    "import json, os, sys\nfrom pathlib import Path\nfrom preftune.children import child_main\n"
+    "job = Path(os.environ['FOLDER']) / 'job.json'\njob.write_text(json.dumps({'folder': os.environ['FOLDER']}))\n"
+    "sys.argv = ['child', str(job)]\n"
+    "def work(job):\n    print(os.environ['SEEN'])\n    raise RuntimeError('connection closed\\nby peer')\n"
+    "child_main(work)"
+)
+
+
+def test_a_library_s_error_is_told_and_not_the_signal_that_followed(tmp_path: Path) -> None:
+    """The launcher ends the other processes: in its trace they died of SIGTERM, or of SIGKILL if they hung."""
+    term = "traceback : Signal 15 (SIGTERM) received by PID 7"
+    with pytest.raises(StepError, match=r"training failed .*: RuntimeError: connection closed\n"):
+        run(tmp_path, TOLD, SEEN=term)
+    hung = (
+        "Unable to shutdown process 7 via SIGTERM, forcefully exiting via SIGKILL: Signal 9 (SIGKILL) received by PID 7"
+    )
+    with pytest.raises(StepError, match=r"RuntimeError: connection closed\n"):
+        run(tmp_path, TOLD, SEEN=hung)
+
+
+def test_the_kill_that_another_process_s_error_followed_from(tmp_path: Path) -> None:
+    with pytest.raises(StepError, match="ended by SIGKILL"):
+        run(tmp_path, TOLD, SEEN="traceback : Signal 9 (SIGKILL) received by PID 7")
+
+
 def test_an_old_error_is_not_believed(tmp_path: Path) -> None:
     """error.json of an earlier try does not outlive the next one."""
     report_error(tmp_path, UserError("old"))
@@ -369,6 +403,22 @@ def test_the_launcher_s_command(tmp_path: Path) -> None:
     assert command[0] == sys.executable and command[3] == "launch"
     assert command[command.index("--config_file") + 1] == str(tmp_path / "cpu.yaml")
     assert command[-4:] == ["--num_processes=2", "--module", "preftune.training", str(tmp_path / "job.json")]
+
+
+def test_the_launcher_starts_several_processes_on_a_cpu(tmp_path: Path) -> None:
+    """accelerate would start one, and leave the others to mpirun. The port is a free one."""
+    command = launch_command("preftune.training", tmp_path / "job.json", tmp_path / "two.yaml", 2, on_cpu=True)
+    assert {"--multi_gpu", "--main_process_port=0"} <= set(command)
+    alone = launch_command("preftune.training", tmp_path / "job.json", tmp_path / "cpu.yaml", 1, on_cpu=True)
+    assert "--multi_gpu" not in alone
+
+
+def test_only_the_first_process_speaks(tmp_path: Path) -> None:
+    lines: list[str] = []
+    code = "from preftune.children import tell; tell('step 1/8')"
+    for rank in ("0", "1"):
+        run(tmp_path, code, lines.append, RANK=rank)
+    assert lines == ["step 1/8"]
 
 
 # --- files that grow --------------------------------------------------------------------------------------

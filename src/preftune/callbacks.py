@@ -9,10 +9,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import TrainerCallback
 
-from preftune import checkpoints, progress
+from preftune import checkpoints, progress, ranks
 from preftune.children import tell
 
 # Not reproducible, so not among the metrics.
@@ -54,35 +53,34 @@ class MetricsCallback(TrainerCallback):
 
 
 class SealCallback(TrainerCallback):
-    """Seals each checkpoint with its manifest and what the training depends on, last of all."""
+    """Seals each checkpoint with its manifest and what the training depends on, last of all: when every process has
+    written its part."""
 
     def __init__(self, fingerprint: dict[str, str]) -> None:
         self._fingerprint = fingerprint
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if args.world_size > 1:
-            torch.distributed.barrier()  # the other processes' files of it are written
+        ranks.wait_for_all()
         if state.is_world_process_zero:
             checkpoints.seal(Path(args.output_dir) / f"checkpoint-{state.global_step}", self._fingerprint)
 
 
 class StopOnSignal(TrainerCallback):
-    """On SIGTERM: finish the step, save a checkpoint, end."""
+    """On SIGTERM, or Ctrl-C where a launcher passes it on: finish the step, save a checkpoint, end.
+
+    All processes of a training together: one that stopped a step before the others would leave them waiting.
+    """
 
     def __init__(self) -> None:
         self._asked = False
-        signal.signal(signal.SIGTERM, self._ask)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask)
 
     def _ask(self, *_: Any) -> None:
         self._asked = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        asked = self._asked
-        if args.world_size > 1:  # the signal may reach one process a step earlier than the others: all stop at once
-            flag = torch.tensor(float(asked), device=args.device)
-            torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
-            asked = bool(flag.item())
-        if asked:
+        if ranks.any_rank(self._asked):  # the signal may reach one process a step earlier: all stop at once
             control.should_save = control.should_training_stop = True
 
 

@@ -19,7 +19,6 @@ from typing import Any
 import psutil
 
 from preftune import faults
-from preftune.checkpoints import write_whole
 from preftune.errors import OutOfMemory, PreftuneError, StepError, UserError
 
 TELL = "preftune| "  # a child's line for the user; all others are only kept in its log
@@ -37,15 +36,39 @@ def die_with_parent() -> None:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def tell(text: str) -> None:
-    """Called in a child: one line for the user."""
+def _to_parent(text: str) -> None:
     sys.stdout.write(f"{TELL}{text}\n")
     sys.stdout.flush()
 
 
-def report_error(folder: Path, error: PreftuneError) -> None:
-    """Called in a child: leaves the error where the parent looks for it."""
-    write_whole(folder / ERROR_FILE, json.dumps({**error.as_json(), "kind": type(error).__name__}))
+listener: Callable[[str], None] = _to_parent
+
+
+def tell(text: str) -> None:
+    """Called in a child: one line for the user. The first of several processes speaks for all."""
+    if os.environ.get("RANK", "0") == "0":
+        listener(text)
+
+
+def report_error(folder: Path, error: PreftuneError, unexpected: bool = False) -> bool:
+    """Called in a child: leaves the error where the parent looks for it.
+
+    Of several processes the first to fail is the cause; what the others say follows from it and is dropped.
+
+    Args:
+        folder: Where the parent looks.
+        error: What went wrong.
+        unexpected: It is none of our own messages, but what a library raised.
+
+    Returns:
+        Whether this was the first.
+    """
+    try:
+        with (folder / ERROR_FILE).open("x") as f:
+            f.write(json.dumps({**error.as_json(), "kind": type(error).__name__, "unexpected": unexpected}))
+    except FileExistsError:
+        return False
+    return True
 
 
 def child_main(work: Callable[[dict[str, Any]], None]) -> None:
@@ -59,10 +82,16 @@ def child_main(work: Callable[[dict[str, Any]], None]) -> None:
         sys.exit(1)
     except Exception as e:
         if (named := faults.named(e, folder)) is None:
+            report_error(folder, StepError(one_line(e)), unexpected=True)
             raise
         traceback.print_exc()  # for the log
         report_error(folder, named)
         sys.exit(1)
+
+
+def one_line(error: Exception) -> str:
+    """A library's error, without its stack trace."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _signal_name(text: str, code: int) -> str:
@@ -141,7 +170,7 @@ def run_child(
                     raise KeyboardInterrupt
                 with suppress(OSError):  # a full disk; the child says so itself
                     out.write(line.encode(errors="replace"))
-                tail = [*tail[-60:], line.rstrip()]
+                tail = [*tail[-120:], line.rstrip()]
                 if line.startswith(TELL):
                     on_line(line.removeprefix(TELL).rstrip())
             code = process.wait()
@@ -152,13 +181,16 @@ def run_child(
             process.stdout.close()
     if code == 0:
         return
-    if (told := _told_error(folder)) is not None:
+    told = _told_error(folder)
+    if told is not None and not told["unexpected"]:
         if told["kind"] == OutOfMemory.__name__:
             raise OutOfMemory(f"{what} {told['error']}", str(log), _LESS_AT_A_TIME.get(what, ""))
         kind = UserError if told["kind"] == UserError.__name__ else StepError
         raise kind(told["error"], told["where"], told["advice"])
     text = "\n".join(tail)
-    if name := _signal_name(text, code):
+    name = _signal_name(text, code)
+    # One of several processes fails, and the launcher ends the others: their signals are not the cause.
+    if name and (told is None or (name != "SIGTERM" and "forcefully exiting via" not in text)):
         hint = " (out of memory?)" if name == "SIGKILL" else ""
         raise StepError(f"the {what} process was ended by {name}{hint}", str(log), "run the same command again")
     if faults.speaks_of_disk(text):
@@ -166,9 +198,10 @@ def run_child(
     if faults.speaks_of_memory(text):
         raise OutOfMemory(f"{what} ran out of memory", str(log), _LESS_AT_A_TIME.get(what, ""))
     last = next(
-        (t for t in reversed(tail) if "Error" in t and "CalledProcessError" not in t),
+        (t for t in reversed(tail) if "Error" in t and "CalledProcessError" not in t and "ChildFailedError" not in t),
         tail[-1] if tail else "",
     )
+    last = told["error"] if told else last
     raise StepError(f"{what} failed (exit code {code}): {last.strip()}", str(log), "the log has the details")
 
 
@@ -186,9 +219,13 @@ def _told_error(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def launch_command(module: str, job: Path, accelerate_config: Path, processes: int) -> list[str]:
+def launch_command(module: str, job: Path, accelerate_config: Path, processes: int, on_cpu: bool = False) -> list[str]:
     """`accelerate launch` of one of our modules on a job file, in so many processes."""
     launcher = ["-m", _LAUNCHER, "launch", "--config_file", str(accelerate_config)]
+    if processes > 1:
+        launcher.append("--main_process_port=0")  # a free one
+        if on_cpu:  # accelerate would start one process and leave the others to mpirun
+            launcher.append("--multi_gpu")
     return [sys.executable, *launcher, f"--num_processes={processes}", "--module", module, str(job)]
 
 

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from preftune import checkpoints
+from preftune import checkpoints, ranks
 from preftune import training_setup as setup
 from preftune.children import child_main, read_json_lines, tell
 from preftune.errors import StepError, UserError
@@ -22,12 +22,15 @@ from preftune.plan import no_batch
 from preftune.reporting import finish_reporting, prepare_reporting
 
 
-def _take_back_metrics(folder: Path, step: int) -> None:
-    """Those after the step: the resumed training writes them again."""
+def _resume_point(folder: Path, fingerprint: dict[str, str]) -> Path | None:
+    """The checkpoint to go on from; metrics that it will write again are taken back."""
+    found = checkpoints.to_resume(folder / "checkpoints", fingerprint)
+    step = checkpoints.step_of(found)
     kept = [r for r in read_json_lines(folder / "metrics.jsonl") if r["step"] <= step]
     checkpoints.write_whole(folder / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in kept))
     if step:
         tell(f"resuming from step {step}")
+    return found
 
 
 def _classes(method: str) -> tuple[Any, Any]:
@@ -59,10 +62,12 @@ def _build_trainer(job: dict[str, Any], folder: Path) -> tuple[Any, int]:
     arguments = setup.trainer_arguments(job["training"], folder / "checkpoints", setup.this_machine())
     if is_orpo:
         arguments["remove_unused_columns"] = False  # TRL sets it too, with a warning
+    asked = ranks.take_launcher_settings()
     try:
         args = config_class(**arguments)
     except ValueError as e:
         raise UserError(str(e).strip().splitlines()[0], "recipe", "correct the key") from None
+    _tell_overruled(asked, args)
     prepare_reporting(args.report_to, folder)
     settings = ModelConfig(**job["model"])
     tokenizer = AutoTokenizer.from_pretrained(job["model_path"], revision=job["revision"] or "main")
@@ -118,15 +123,12 @@ def train(job: dict[str, Any]) -> None:
     torch.set_num_threads(job["threads"])  # the number of threads changes sums' last digits
     started = time.monotonic()
     folder = Path(job["folder"])
-    main_process = os.environ.get("RANK", "0") == "0"
+    main_process = ranks.rank() == 0
     trainer, pairs = _build_trainer(job, folder)
     if trainer.args.dataloader_drop_last and pairs < (batch := trainer.args.train_batch_size * trainer.args.world_size):
         raise no_batch(pairs, batch)
     trainer.add_callback(Guard(trainer, folder))
-    with trainer.args.main_process_first(local=False):  # it sets broken checkpoints aside, before the others look
-        resume = checkpoints.to_resume(folder / "checkpoints", job.get("fingerprint", {}))
-    if main_process:
-        _take_back_metrics(folder, checkpoints.step_of(resume))
+    resume = ranks.from_first(lambda: _resume_point(folder, job.get("fingerprint", {})))
     if resume:
         trainer.restore_metrics(resume)
     try:
@@ -144,6 +146,13 @@ def train(job: dict[str, Any]) -> None:
     trainer.save_model(str(folder / "model"))
     if main_process:
         _finish(folder, trainer, pairs, time.monotonic() - started)
+    ranks.leave()
+
+
+def _tell_overruled(asked: dict[str, str], args: Any) -> None:
+    for key, used in (("mixed_precision", args.mixed_precision), ("dynamo_backend", args.torch_compile_backend)):
+        if key in asked and asked[key] != (used or "no"):
+            tell(f"{key}: {used or 'no'}, as the recipe says; the launcher's file says {asked[key]}")
 
 
 def _finish(folder: Path, trainer: Any, pairs: int, seconds: float) -> None:

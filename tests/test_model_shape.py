@@ -91,7 +91,9 @@ def test_known_models_have_the_published_parameters(name: str) -> None:
     """The config that is kept for them, built by transformers, and the number on their cards."""
     config = {k: v for k, v in PUBLISHED[name].items() if k != "parameters"}
     model = on_meta({**config, "pad_token_id": 0})
-    assert known_shapes()[name].parameters == PUBLISHED[name]["parameters"] == sum(p.numel() for p in model.parameters())
+    assert (
+        known_shapes()[name].parameters == PUBLISHED[name]["parameters"] == sum(p.numel() for p in model.parameters())
+    )
 
 
 def test_an_unknown_architecture_has_no_shape() -> None:

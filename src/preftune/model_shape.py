@@ -138,9 +138,7 @@ _FAMILIES = {
     "qwen3": _Family(qkv_bias="attention_bias", out_bias="attention_bias", head_norms=True),
     "gemma": _Family(tied=True, qkv_bias="attention_bias", out_bias="attention_bias"),
     "gemma2": _Family(norms=4, tied=True, qkv_bias="attention_bias", out_bias="attention_bias"),
-    "gemma3_text": _Family(
-        norms=4, tied=True, qkv_bias="attention_bias", out_bias="attention_bias", head_norms=True
-    ),
+    "gemma3_text": _Family(norms=4, tied=True, qkv_bias="attention_bias", out_bias="attention_bias", head_norms=True),
     "phi3": _Family(attention="phi3", mlp="phi3"),
     "starcoder2": _Family(
         norm_bias=True, tied=True, qkv_bias="use_bias", out_bias="use_bias", mlp_bias="use_bias", mlp="starcoder2"

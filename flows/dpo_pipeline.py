@@ -21,6 +21,7 @@ from preftune.digest import json_digest
 from preftune.hub_push import check_push
 from preftune.models import embedded_folder, find_model
 from preftune.publish import check_replaceable, git_revision
+from preftune.reporting import check_reporting
 from preftune.schema import EMBEDDED_MODEL, Recipe
 from preftune.workspace import Workspace, find_workspace, output_folder
 from tasks.data import check_dataset, count_tokens, sample_mixture
@@ -75,6 +76,7 @@ def dpo_pipeline(
     started = time.time()
     workspace = find_workspace(recipe=Path(recipe)).make()
     loaded = read_recipe(str(workspace.resolve(recipe)), overrides or {})
+    check_reporting(loaded.training.get("report_to"))
     target = output_folder(workspace, loaded.output_dir)
     check_replaceable(target)
     repo = check_push(loaded, workspace)

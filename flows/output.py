@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from preftune.advice import gib
 from preftune.audit.console import show_audit
 from preftune.key_report import KeyReport
 from preftune.store import StepResult
@@ -53,6 +54,30 @@ def show_plan(plan: dict[str, Any], warnings: list[str], pairs: str) -> None:
     table.add_row("would run", ", ".join(s for s, there in plan["reused"].items() if not there) or "nothing")
     table.add_row("result in", escape(plan["output_dir"]))
     console.print(table)
+    if plan["memory"]:
+        console.print(_memory_table(plan["memory"]))
+    slow = plan.get("training_minutes", 0) > 60
+    for line in plan["advice"]:
+        if line["when"] == "launch" or (line["when"] == "too_slow" and slow):
+            mark = "[yellow]advice[/]" if line["level"] == "warning" else "[dim]advice[/]"
+            console.print(f"{mark}  {escape(line['text'])}")
+
+
+def _memory_table(memory: dict[str, Any]) -> Table:
+    """A training step's memory by part, against the device's."""
+    checkpointing = "with" if memory["checkpointing"] else "without"
+    title = f"memory of a training step, estimated: micro-batch {memory['micro_batch']} of {memory['length']} tokens"
+    table = Table(title=f"{title}, {checkpointing} gradient_checkpointing", show_header=False, title_justify="left")
+    table.add_column()
+    table.add_column(justify="right")
+    for name, size in memory["parts"].items():
+        table.add_row(name, gib(size))
+    table.add_section()
+    table.add_row("at its peak (not all at once)", gib(memory["peak"]))
+    colour = "green" if memory["fits"] else "red"
+    table.add_row("needed, with gaps and the process itself", f"[{colour}]{gib(memory['needed'])}[/]")
+    table.add_row(escape(memory["device"]), gib(memory["device_bytes"]))
+    return table
 
 
 _KINDS = {"refused": "red", "no effect": "yellow", "changed": "yellow", "renamed": "cyan", "moved": "cyan"}
@@ -138,7 +163,7 @@ def show_result(result: dict[str, Any], workspace: Workspace) -> None:
         console.print("what the training shows:")
     for note in result["training_notes"]:
         colour = "yellow" if note["severity"] == "warning" else "dim"
-        console.print(f"  - [{colour}]{note['severity']}[/] {escape(note['text'])}")
+        console.print(f"  - [{colour}]{note['severity']}:[/] {escape(note['text'])}")
         if note["advice"]:
             console.print(f"    [dim]{escape(note['advice'])}[/]")
     for notice in result["notices"]:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -78,6 +79,21 @@ def test_both_mlflow_runs_have_the_same_metric_names(first: dict[str, Any], proj
     assert {a.path for a in mlflow.list_artifacts(first["run_id"])} >= {"report.html", "verdict.json", "recipe.yaml"}
 
 
+def test_the_training_is_shown_and_its_curves_are_read(first: dict[str, Any], project: Path) -> None:
+    """Prefect's progress artifact ends at 100; the notes stand in the result, the verdict, the report and MLflow."""
+    with sqlite3.connect(project / ".preftune/prefect/prefect.db") as database:
+        (percent, text), *others = database.execute("select data, description from artifact where key = 'training'")
+    assert not others and float(percent) == 100.0
+    assert text.startswith("step 6 of 6  loss ")
+    assert {note["name"] for note in first["training_notes"]} == {"few-points"}, "six steps tell no trend"
+    assert first["notices"] == []
+    out = project / "data/tiny"
+    assert json.loads((out / "verdict.json").read_text())["training_notes"] == first["training_notes"]
+    assert "What the training shows" in (out / "report.html").read_text()
+    note = client(project).get_run(first["run_id"]).data.tags["mlflow.note.content"]
+    assert "too few values to tell a trend" in note
+
+
 def test_each_training_step_is_logged_once(first: dict[str, Any], project: Path) -> None:
     history = client(project).get_metric_history(first["run_id"], "train/loss")
     assert sorted(m.step for m in history) == [1, 2, 3, 4, 5, 6]
@@ -115,9 +131,10 @@ def test_second_run_is_all_cached_without_torch(first: dict[str, Any], project: 
     }
 
 
-def test_another_beta_keeps_data_and_baseline(first: dict[str, Any], project: Path) -> None:
+def test_another_beta_keeps_data_baseline_and_reference(first: dict[str, Any], project: Path) -> None:
     done = preftune("run", "recipes/tiny/config.yaml", "--json", "--beta=0.3", "--output_dir=data/b", cwd=project)
     assert done.returncode == 0, done.stderr
+    assert "reference log-probabilities (train): 24 of 24 pairs cached, 0 computed" in done.stderr
     result = json.loads(done.stdout)
     cached = dict.fromkeys(("source", "mixture", "lengths", "baseline"), "cached")
     assert result["steps"] == {**dict.fromkeys(STEPS, "run"), **cached}

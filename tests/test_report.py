@@ -67,6 +67,12 @@ def model_rows(gain: float, evil: str = "") -> dict[str, list[dict[str, Any]]]:
     return {"pairs": pairs, "answers": answers, "lm_eval": lm_eval}
 
 
+NOTES = [
+    {"severity": "warning", "name": "margin-flat", "text": "the margin did not grow", "advice": "read some pairs"},
+    {"severity": "note", "name": "clipping", "text": "75% of the gradients were cut", "advice": ""},
+]
+
+
 def make(folder: Path, evil: str = "", gain: float = 4.0) -> ReportInput:
     sft, policy = model_rows(0.0, evil), model_rows(gain, evil)
     for who, found in (("sft", sft), ("policy", policy)):
@@ -75,7 +81,7 @@ def make(folder: Path, evil: str = "", gain: float = 4.0) -> ReportInput:
             write(folder / who / f"{name}.jsonl", rows)
     training = {"steps": 120, "max_steps": 120, "pairs": 960, "epochs": 1.0, "adapter": True, "world_size": 2}
     training |= {"trainable_parameters": 1_200_000, "parameters": 134_515_008}
-    verdict = compare(folder / "sft", folder / "policy", training, 0.1, Gate.model_validate({}), folder)
+    verdict = compare(folder / "sft", folder / "policy", training, 0.1, Gate.model_validate({}), folder, NOTES)
     curves = []
     for step in range(0, 121, 10):
         won = 1 - math.exp(-step / 50)
@@ -182,6 +188,28 @@ def test_tells_everything(data: ReportInput) -> None:
     assert "SFT and DPO did not stop" not in text  # row 4 is one of the open ones
     assert text.count('class="tag bad">did not stop') == 2
     assert text.count("(empty answer)") == 2
+    assert text.count('<figure class="chart">') == 6
+
+
+def test_what_the_training_shows_stands_beside_its_curves(data: ReportInput) -> None:
+    text = render_report(data)
+    parse(text)
+    part = text[text.index("What the training shows") : text.index('id="margins"')]
+    assert part.index("the margin did not grow.") < part.index("75% of the gradients were cut.")
+    assert part.count("look into it") == 1 and "read some pairs." in part
+    assert "What the training shows" not in render_report(replace(data, verdict={**data.verdict, "training_notes": []}))
+
+
+def test_orpo_s_curves_are_drawn(data: ReportInput) -> None:
+    """Its rewards are log-probabilities, it logs more measures, and it may have no held-out side."""
+    rows = []
+    for step in range(1, 9):
+        named = {"loss": 2.5 - step / 9, "nll_loss": 2.2, "log_odds_ratio": -0.6, "log_odds_chosen": 0.1}
+        named |= {"rewards/chosen": -0.2, "rewards/rejected": -0.21, "rewards/margins": 0.01, "rewards/accuracies": 0.6}
+        rows.append({"step": step, "metrics": {f"train/{k}": v for k, v in named.items()}})
+    text = render_report(replace(data, curves=rows))
+    parse(text)
+    assert "ORPO loss" in text and "DPO loss" not in text
     assert text.count('<figure class="chart">') == 6
 
 

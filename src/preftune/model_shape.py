@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from preftune.strict_yaml import load_yaml
 
+Norm = Literal["rms", "gemma", "layer"]
 Reads = Literal["attention_in", "attention_out", "mlp_in", "mlp_out"]
 
 
@@ -55,7 +56,8 @@ class ModelShape:
         gated: Whether the MLP multiplies two branches.
         linears: The linear modules of a layer.
         norms: Norms over the stream in a layer.
-        norm_parameters: Parameters of one such norm.
+        norm: `rms`: Llama's, in float32 and back; `gemma`: all of it in float32; `layer`: LayerNorm, with a bias.
+        softcap: Whether attention scores go through a tanh.
         head_norms: Whether queries and keys are normalised too.
         experts: Experts of a layer; 0: a plain MLP.
         active_experts: Experts that see a token.
@@ -74,8 +76,9 @@ class ModelShape:
     gated: bool
     linears: tuple[Linear, ...]
     norms: int
-    norm_parameters: int
+    norm: Norm = "rms"
     head_norms: bool = False
+    softcap: bool = False
     experts: int = 0
     active_experts: int = 0
 
@@ -94,6 +97,11 @@ class ModelShape:
         """Parameters of all layers' experts and routers. transformers 5 keeps them as plain tensors, no modules."""
         one = (3 if self.gated else 2) * self.hidden * self.intermediate
         return self.layers * self.experts * (one + self.hidden)
+
+    @property
+    def norm_parameters(self) -> int:
+        """Parameters of one norm over the stream."""
+        return self.hidden * (2 if self.norm == "layer" else 1)
 
     @property
     def layer_parameters(self) -> int:
@@ -117,7 +125,7 @@ class _Family:
     """How an architecture differs from Llama's. A config key in place of a value: the model's own setting."""
 
     norms: int = 2
-    norm_bias: bool = False
+    norm: Norm = "rms"
     head_norms: bool = False
     tied: bool = False
     qkv_bias: bool | str = False
@@ -136,15 +144,17 @@ _FAMILIES = {
     "mixtral": _Family(mlp="experts"),
     "qwen2": _Family(qkv_bias=True),
     "qwen3": _Family(qkv_bias="attention_bias", out_bias="attention_bias", head_norms=True),
-    "gemma": _Family(tied=True, qkv_bias="attention_bias", out_bias="attention_bias"),
-    "gemma2": _Family(norms=4, tied=True, qkv_bias="attention_bias", out_bias="attention_bias"),
-    "gemma3_text": _Family(norms=4, tied=True, qkv_bias="attention_bias", out_bias="attention_bias", head_norms=True),
+    "gemma": _Family(norm="gemma", tied=True, qkv_bias="attention_bias", out_bias="attention_bias"),
+    "gemma2": _Family(norms=4, norm="gemma", tied=True, qkv_bias="attention_bias", out_bias="attention_bias"),
+    "gemma3_text": _Family(
+        norms=4, norm="gemma", tied=True, qkv_bias="attention_bias", out_bias="attention_bias", head_norms=True
+    ),
     "phi3": _Family(attention="phi3", mlp="phi3"),
     "starcoder2": _Family(
-        norm_bias=True, tied=True, qkv_bias="use_bias", out_bias="use_bias", mlp_bias="use_bias", mlp="starcoder2"
+        norm="layer", tied=True, qkv_bias="use_bias", out_bias="use_bias", mlp_bias="use_bias", mlp="starcoder2"
     ),
     "gpt_neox": _Family(
-        norm_bias=True,
+        norm="layer",
         qkv_bias="attention_bias",
         out_bias="attention_bias",
         mlp_bias=True,
@@ -230,7 +240,8 @@ def shape_of(config: dict[str, Any]) -> ModelShape | None:
         gated=family.mlp in ("gated", "phi3", "experts"),
         linears=_linears(family, bias, h, heads * head_dim, kv_heads * head_dim, i),
         norms=family.norms,
-        norm_parameters=h * (1 + family.norm_bias),
+        norm=family.norm,
+        softcap=bool(config.get("attn_logit_softcapping", 50.0)) if model_type == "gemma2" else False,
         head_norms=family.head_norms,
         experts=config.get("num_local_experts", 8) if family.mlp == "experts" else 0,
         active_experts=config.get("num_experts_per_tok", 2) if family.mlp == "experts" else 0,

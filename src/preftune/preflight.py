@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from preftune.accelerate_configs import choose, device
+from preftune.accelerate_configs import device, launch
 from preftune.data.checks import peek
 from preftune.data.sources import Source, find_source
 from preftune.errors import UserError
@@ -12,6 +12,7 @@ from preftune.models import StartingModel, check_name, embedded_folder, find_mod
 from preftune.packages import missing_packages
 from preftune.publish import check_replaceable
 from preftune.recipe import load_recipe
+from preftune.reporting import check_reporting
 from preftune.schema import EMBEDDED_MODEL, Recipe
 from preftune.workspace import Workspace, output_folder
 
@@ -34,8 +35,9 @@ def preflight(
     """
     recipe = load_recipe(path, overrides)
     _check_machine(recipe, path)
+    check_reporting(recipe.training.get("report_to"))
     check_replaceable(output_folder(workspace, recipe.output_dir))
-    choose(workspace, recipe.accelerate_config)
+    launch(workspace, recipe.accelerate_config)
     check_name(recipe.model_name, recipe.method)
     workspace.make()
     sources = [find_source(e, workspace) for e in recipe.mixture.datasets]

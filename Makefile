@@ -4,7 +4,7 @@ BIN := .venv/bin
 RECIPE ?= recipes/starter/config_starter.yaml
 export DO_NOT_TRACK = true
 
-.PHONY: demo test test-slow check ui install clean
+.PHONY: demo test test-slow faults check ui install clean
 
 demo: install  ## the whole pipeline on the starter recipe, from nothing to the verdict
 	@$(BIN)/preftune run $(RECIPE)
@@ -23,6 +23,9 @@ test: install  ## the tests, one real-model run included
 
 test-slow: install  ## injected faults, browser, servers
 	$(BIN)/python -m pytest -m slow
+
+faults: install  ## every promised fault, injected; ends with the table of what survived
+	$(BIN)/python -m pytest -m promise -q --durations=0 --durations-min=60
 
 check: install  ## lint, format, types
 	$(BIN)/ruff check .

@@ -163,7 +163,7 @@ def show_result(result: dict[str, Any], workspace: Workspace) -> None:
         console.print("what the training shows:")
     for note in result["training_notes"]:
         colour = "yellow" if note["severity"] == "warning" else "dim"
-        console.print(f"  - [{colour}]{note['severity']}[/] {escape(note['text'])}")
+        console.print(f"  - [{colour}]{note['severity']}:[/] {escape(note['text'])}")
         if note["advice"]:
             console.print(f"    [dim]{escape(note['advice'])}[/]")
     for notice in result["notices"]:

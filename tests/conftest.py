@@ -190,3 +190,53 @@ def our_trainer(
         "reference": str(reference),
     }
     return _build_trainer(job, folder)[0]
+
+
+# What docs/reliability.md promises of a training; each test that injects one is marked with its number.
+PROMISES = {
+    1: "SIGKILL in the middle of a step",
+    2: "SIGKILL twice",
+    3: "killed between the files of a checkpoint",
+    4: "torn file",
+    5: "deleted optimizer file",
+    6: "flipped bytes",
+    7: "disk full, then space freed",
+    8: "SIGTERM",
+    9: "out of memory at the first step",
+    10: "out of memory mid-run",
+    11: "NaN",
+    12: "recipe changed on resume",
+    13: "data changed on resume",
+    14: "out of memory with one pair",
+    15: "half-trained exit",
+    21: "concurrent duplicate",
+    22: "stale lock",
+    23: "MLflow away all run",
+    24: "artifact write fails",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Hands each test's promise to its report."""
+    for item in items:
+        item.user_properties += [("promise", number) for mark in item.iter_markers("promise") for number in mark.args]
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """The table of promises, if any of them was tried."""
+    outcomes: dict[int, set[str]] = {}
+    for outcome, reports in terminalreporter.stats.items():
+        for report in reports:
+            for name, number in getattr(report, "user_properties", ()):
+                if name == "promise" and outcome in ("passed", "failed", "error", "skipped"):
+                    outcomes.setdefault(number, set()).add(outcome)
+    if not outcomes:
+        return
+    terminalreporter.section("promises")
+    words = {frozenset({"passed"}): "survived", frozenset(): "not tried"}
+    told = {n: words.get(frozenset(outcomes.get(n, ())), "FAILED") for n in PROMISES}
+    for number, what in PROMISES.items():
+        found = "not injected here" if outcomes.get(number) == {"skipped"} else told[number]
+        terminalreporter.write_line(f"{number:>3}  {what:<42} {found}")
+    survived = sum(t == "survived" for t in told.values())
+    terminalreporter.write_line(f"{survived} of {len(PROMISES)} survived")

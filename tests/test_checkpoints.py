@@ -6,7 +6,21 @@ from typing import Any
 
 import pytest
 
-from preftune.checkpoints import MANIFEST, is_whole, newest_whole, seal
+from preftune.checkpoints import (
+    FINGERPRINT,
+    MANIFEST,
+    is_whole,
+    newest_sealed,
+    newest_whole,
+    remove_torn,
+    seal,
+    step_of,
+    to_resume,
+    write_whole,
+)
+from preftune.errors import UserError
+
+MINE = {"the recipe": "a", "the data": "b", "the base model": "c"}
 
 
 def checkpoint(folder: Path, step: int, sealed: bool = True) -> Path:
@@ -16,7 +30,7 @@ def checkpoint(folder: Path, step: int, sealed: bool = True) -> Path:
     (path / "optimizer.pt").write_bytes(bytes(range(256)))
     (path / "global" / "rng_state.pth").write_bytes(b"rng")
     if sealed:
-        seal(path)
+        seal(path, MINE)
     return path
 
 
@@ -24,14 +38,14 @@ def test_a_sealed_checkpoint_is_whole(tmp_path: Path) -> None:
     path = checkpoint(tmp_path, 4)
     assert is_whole(path)
     files = json.loads((path / MANIFEST).read_text())
-    assert set(files) == {"model.safetensors", "optimizer.pt", "global/rng_state.pth"}
+    assert set(files) == {"model.safetensors", "optimizer.pt", "global/rng_state.pth", FINGERPRINT}
     assert not list(path.glob("*.partial"))
 
 
 def test_sealing_again_is_harmless(tmp_path: Path) -> None:
     path = checkpoint(tmp_path, 4)
     before = (path / MANIFEST).read_bytes()
-    seal(path)
+    seal(path, MINE)
     assert is_whole(path) and (path / MANIFEST).read_bytes() == before
 
 
@@ -44,7 +58,7 @@ def test_without_a_manifest_it_is_torn(tmp_path: Path) -> None:
     assert not is_whole(tmp_path / "checkpoint-5")
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "global/rng_state.pth"])
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "global/rng_state.pth", FINGERPRINT])
 @pytest.mark.parametrize("damage", ["delete", "flip", "truncate", "empty", "folder"])
 def test_a_damaged_file_is_seen(tmp_path: Path, name: str, damage: str) -> None:
     path = checkpoint(tmp_path, 4)
@@ -150,3 +164,71 @@ def test_the_same_step_may_break_twice(tmp_path: Path) -> None:
         checkpoint(tmp_path, 8, sealed=False)
         assert newest_whole(tmp_path) is None
     assert [p.name for p in tmp_path.iterdir()] == ["broken-checkpoint-8"]
+
+
+# --- of this very training --------------------------------------------------------------------------------
+
+
+def test_one_s_own_checkpoint_is_resumed(tmp_path: Path) -> None:
+    assert to_resume(tmp_path, MINE) is None
+    path = checkpoint(tmp_path, 3)
+    assert to_resume(tmp_path, dict(reversed(MINE.items()))) == path
+
+
+@pytest.mark.parametrize(
+    ("now", "told"),
+    [
+        ({**MINE, "the data": "x"}, "the data changed"),
+        ({**MINE, "the recipe": "x", "the base model": "y"}, "the recipe and the base model changed"),
+        ({**MINE, "the code": "x"}, "the code changed"),  # a part that the checkpoint knows nothing of
+        ({}, "the recipe and the data and the base model changed"),
+    ],
+)
+def test_another_s_checkpoint_is_refused(tmp_path: Path, now: dict[str, str], told: str) -> None:
+    """Not set aside: it is whole, and somebody put it there."""
+    path = checkpoint(tmp_path, 3)
+    with pytest.raises(UserError, match=f"checkpoint-3 is of another training: {told} since") as e:
+        to_resume(tmp_path, now)
+    assert e.value.where == str(path) and "start from step 0" in e.value.advice
+    assert path.is_dir()
+
+
+def test_a_checkpoint_without_a_fingerprint_is_of_unknown_origin(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path, 3)
+    (path / FINGERPRINT).unlink()
+    files = json.loads((path / MANIFEST).read_text())
+    del files[FINGERPRINT]
+    (path / MANIFEST).write_text(json.dumps(files))
+    assert is_whole(path)
+    with pytest.raises(UserError, match="of another training"):
+        to_resume(tmp_path, MINE)
+
+
+# --- half-written ones, and small files -------------------------------------------------------------------
+
+
+def test_torn_ones_are_removed_where_space_is_short(tmp_path: Path) -> None:
+    checkpoint(tmp_path, 3)
+    checkpoint(tmp_path, 6, sealed=False)
+    (tmp_path / "runs").mkdir()
+    remove_torn(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-3", "runs"]
+
+
+def test_the_newest_sealed_before_a_step(tmp_path: Path) -> None:
+    for step in (3, 6, 9):
+        checkpoint(tmp_path, step, sealed=step != 6)
+    assert newest_sealed(tmp_path, before=10) == tmp_path / "checkpoint-9"
+    assert newest_sealed(tmp_path, before=9) == tmp_path / "checkpoint-3", "6 has no seal"
+    assert newest_sealed(tmp_path, before=3) is None
+    assert [step_of(tmp_path / "checkpoint-12"), step_of(None)] == [12, 0]
+
+
+def test_a_small_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("old")
+    with pytest.raises(UnicodeEncodeError):
+        write_whole(path, "half\udc80")
+    assert path.read_text() == "old"
+    write_whole(path, "new")
+    assert path.read_text() == "new"

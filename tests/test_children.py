@@ -14,7 +14,7 @@ import pytest
 
 from preftune import children
 from preftune.children import ERROR_FILE, TELL, Tail, launch_command, read_json_lines, report_error, run_child
-from preftune.errors import PreftuneError, StepError, UserError
+from preftune.errors import OutOfMemory, PreftuneError, StepError, UserError
 
 
 def run(folder: Path, code: str, on_line: Any = lambda _: None, **env: str) -> str:
@@ -113,6 +113,40 @@ def test_a_reported_error_arrives_as_it_was(tmp_path: Path, kind: type[PreftuneE
     assert (e.value.error, e.value.where, e.value.advice) == ("what – é", "where", "advice")
 
 
+def test_the_first_of_several_processes_is_the_cause(tmp_path: Path) -> None:
+    """What the others report follows from it."""
+    assert report_error(tmp_path, UserError("the cause", "row 3"))
+    assert not report_error(tmp_path, StepError("connection closed by peer"), unexpected=True)
+    told = json.loads((tmp_path / ERROR_FILE).read_text())
+    assert (told["error"], told["where"], told["exit_code"], told["unexpected"]) == ("the cause", "row 3", 2, False)
+
+
+TOLD = (
+    "import json, os, sys\nfrom pathlib import Path\nfrom preftune.children import child_main\n"
+    "job = Path(os.environ['FOLDER']) / 'job.json'\njob.write_text(json.dumps({'folder': os.environ['FOLDER']}))\n"
+    "sys.argv = ['child', str(job)]\n"
+    "def work(job):\n    print(os.environ['SEEN'])\n    raise RuntimeError('connection closed\\nby peer')\n"
+    "child_main(work)"
+)
+
+
+def test_a_library_s_error_is_told_and_not_the_signal_that_followed(tmp_path: Path) -> None:
+    """The launcher ends the other processes: in its trace they died of SIGTERM, or of SIGKILL if they hung."""
+    term = "traceback : Signal 15 (SIGTERM) received by PID 7"
+    with pytest.raises(StepError, match=r"training failed .*: RuntimeError: connection closed\n"):
+        run(tmp_path, TOLD, SEEN=term)
+    hung = (
+        "Unable to shutdown process 7 via SIGTERM, forcefully exiting via SIGKILL: Signal 9 (SIGKILL) received by PID 7"
+    )
+    with pytest.raises(StepError, match=r"RuntimeError: connection closed\n"):
+        run(tmp_path, TOLD, SEEN=hung)
+
+
+def test_the_kill_that_another_process_s_error_followed_from(tmp_path: Path) -> None:
+    with pytest.raises(StepError, match="ended by SIGKILL"):
+        run(tmp_path, TOLD, SEEN="traceback : Signal 9 (SIGKILL) received by PID 7")
+
+
 def test_an_old_error_is_not_believed(tmp_path: Path) -> None:
     """error.json of an earlier try does not outlive the next one."""
     report_error(tmp_path, UserError("old"))
@@ -155,9 +189,50 @@ def test_a_failure_without_an_error_line(tmp_path: Path, told: str) -> None:
 
 @pytest.mark.parametrize("text", ["OutOfMemoryError: CUDA out of memory.", "RuntimeError: CUDA error: out of memory"])
 def test_out_of_memory_has_its_advice(tmp_path: Path, text: str) -> None:
-    with pytest.raises(StepError, match="ran out of memory") as e:
+    """Also where the child could not report it."""
+    with pytest.raises(OutOfMemory, match="training ran out of memory") as e:
         run(tmp_path, f"print({text!r}); raise SystemExit(1)")
     assert "halve per_device_train_batch_size and double gradient_accumulation_steps" in e.value.advice
+
+
+def test_a_disk_too_full_for_a_report(tmp_path: Path) -> None:
+    with pytest.raises(StepError, match="the disk is full") as e:
+        run(tmp_path, "raise OSError(28, 'No space left on device', 'x')")
+    assert "same command again" in e.value.advice
+
+
+MAIN = """
+import os, sys
+from pathlib import Path
+from preftune.children import child_main
+folder = Path(os.environ["FOLDER"])
+(folder / "job.json").write_text('{"folder": "' + str(folder) + '"}')
+sys.argv = ["child", str(folder / "job.json")]
+def work(job):
+    error = RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.\\nmore")
+    error.add_note("after 7 of 12 steps")
+    raise error
+child_main(work)
+"""
+
+
+def test_a_child_reports_out_of_memory_as_such(tmp_path: Path) -> None:
+    """With the step; its trace stays in the log."""
+    with pytest.raises(OutOfMemory) as e:
+        run(tmp_path, MAIN)
+    expected = "training ran out of memory after 7 of 12 steps: CUDA out of memory. Tried to allocate 2.00 GiB."
+    assert e.value.error == expected
+    assert e.value.where.endswith("child.log") and "halve" in e.value.advice
+    assert "Traceback" in Path(e.value.where).read_text()
+
+
+def test_a_log_that_cannot_grow_does_not_end_the_child(tmp_path: Path) -> None:
+    lines: list[str] = []
+    (tmp_path / "log").symlink_to("/dev/full")
+    command = [sys.executable, "-c", f"print({TELL!r} + 'step 1/8'); print('noise' * 10000)"]
+    env = dict(os.environ)
+    run_child(command, folder=tmp_path, log=tmp_path / "log", env=env, on_line=lines.append, what="training")
+    assert lines == ["step 1/8"]
 
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGSEGV", "SIGABRT"])
@@ -236,6 +311,67 @@ def test_a_cancelled_child_may_save_first(tmp_path: Path) -> None:
     assert (tmp_path / "saved").exists()
 
 
+LAUNCHER = """
+import os, subprocess, sys, time
+worker = '''
+import os, signal, sys, time
+from pathlib import Path
+from preftune.children import tell
+def save(*_):
+    time.sleep(0.5)
+    Path(os.environ["FOLDER"], "saved").touch()
+    sys.exit(1)
+signal.signal(signal.SIGTERM, save)
+tell("ready")
+time.sleep(60)
+'''
+sys.exit(subprocess.run([sys.executable, "-c", worker]).returncode)
+"""
+
+
+def test_a_launcher_s_worker_may_save_first(tmp_path: Path) -> None:
+    """accelerate's launcher would end at once when asked, and its worker with it."""
+
+    def cancel(_: str) -> None:
+        raise KeyboardInterrupt
+
+    command = [sys.executable, "-c", LAUNCHER, children._LAUNCHER]
+    env = {**os.environ, "FOLDER": str(tmp_path)}
+    with pytest.raises(KeyboardInterrupt):
+        run_child(command, folder=tmp_path, log=tmp_path / "log", env=env, on_line=cancel, what="training")
+    assert (tmp_path / "saved").exists()
+
+
+def test_a_second_interrupt_ends_a_child_that_takes_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = (
+        "import signal, time\nfrom preftune.children import tell\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\ntell('ready')\ntime.sleep(60)\n"
+    )
+    began = time.monotonic()
+
+    def interrupted(_: str) -> None:
+        threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, code, interrupted)
+    assert time.monotonic() - began < 10
+
+
+def test_a_child_that_never_ends_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(children, "GRACE_SECONDS", 0.5)
+    code = "import signal, time\nfrom preftune.children import tell\n"
+    code += "signal.signal(signal.SIGTERM, signal.SIG_IGN)\ntell('ready')\ntime.sleep(60)\n"
+
+    def cancel(_: str) -> None:
+        raise RuntimeError("cancelled")
+
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match="cancelled"):
+        run(tmp_path, code, cancel)
+    assert time.monotonic() - began < 10
+
+
 PARENT = """
 import os, sys
 from pathlib import Path
@@ -267,6 +403,22 @@ def test_the_launcher_s_command(tmp_path: Path) -> None:
     assert command[0] == sys.executable and command[3] == "launch"
     assert command[command.index("--config_file") + 1] == str(tmp_path / "cpu.yaml")
     assert command[-4:] == ["--num_processes=2", "--module", "preftune.training", str(tmp_path / "job.json")]
+
+
+def test_the_launcher_starts_several_processes_on_a_cpu(tmp_path: Path) -> None:
+    """accelerate would start one, and leave the others to mpirun. The port is a free one."""
+    command = launch_command("preftune.training", tmp_path / "job.json", tmp_path / "two.yaml", 2, on_cpu=True)
+    assert {"--multi_gpu", "--main_process_port=0"} <= set(command)
+    alone = launch_command("preftune.training", tmp_path / "job.json", tmp_path / "cpu.yaml", 1, on_cpu=True)
+    assert "--multi_gpu" not in alone
+
+
+def test_only_the_first_process_speaks(tmp_path: Path) -> None:
+    lines: list[str] = []
+    code = "from preftune.children import tell; tell('step 1/8')"
+    for rank in ("0", "1"):
+        run(tmp_path, code, lines.append, RANK=rank)
+    assert lines == ["step 1/8"]
 
 
 # --- files that grow --------------------------------------------------------------------------------------

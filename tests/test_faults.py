@@ -1,4 +1,8 @@
-"""Injected faults, for real: killed children, killed flows, broken checkpoints, MLflow away."""
+"""The promises of docs/reliability.md about a training: each fault is injected for real (`make faults`).
+
+The training's own faults run in processes forked from a warm one (`faulty.attempt`: the child's real entry); those of
+which the parent has to make something run through `steps.make_train`, which starts real children.
+"""
 
 import json
 import os
@@ -11,67 +15,376 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
-from conftest import child_env, preftune
+from conftest import write_pairs
+from faulty import Prepared, attempt, fill, prepare, train_in_process
+
+from preftune import steps
+from preftune.data.pairs import to_pair
+from preftune.errors import StepError, UserError
+from preftune.fitting import less_at_a_time
 
 pytestmark = pytest.mark.slow
 
-RECIPE = "recipes/tiny/config.yaml"
-# 24 pairs, batches of 4, 20 epochs: 120 steps, a checkpoint every 10.
-LONG = (
-    "--num_train_epochs=20",
-    "--save_steps=10",
-    "--eval_strategy=no",
-    "--learning_rate=1e-4",
-    "--evaluation.lm_eval_pairs=0",
-)
+FAULTY = Path(__file__).parent / "faulty.py"
+ROWS = 16  # two pairs at a time, two times a step, three epochs: 12 steps, a checkpoint every 3
+
+
+def training_job(model: Path, folder: Path, **keys: Any) -> dict[str, Any]:
+    folder.mkdir(exist_ok=True, parents=True)
+    write_pairs(folder.parent / "raw.jsonl", ROWS, 5)
+    rows = [json.loads(line) for line in (folder.parent / "raw.jsonl").read_text().splitlines()]
+    pairs = [to_pair(r, "raw", str(i)) for i, r in enumerate(rows)]
+    for side in ("train", "test"):
+        (folder.parent / f"{side}.jsonl").write_text("".join(p.model_dump_json() + "\n" for p in pairs))
+    return {
+        "folder": str(folder),
+        "model_path": str(model),
+        "revision": None,
+        "chat_template": None,
+        "threads": 1,
+        "method": "dpo",
+        "model": {"use_peft": True, "lora_r": 4, "lora_dropout": 0.1},
+        "training": {
+            "seed": 42,
+            "learning_rate": 0.001,
+            "num_train_epochs": 3.0,
+            "per_device_train_batch_size": 2,
+            "gradient_accumulation_steps": 2,
+            "max_length": 128,
+            "logging_steps": 1,
+            "save_strategy": "steps",
+            "save_steps": 3,
+            "save_total_limit": 2,
+            "report_to": "none",
+            "logging_nan_inf_filter": False,
+            "disable_dropout": False,
+            **keys,
+        },
+        "train": str(folder.parent / "train.jsonl"),
+        "test": str(folder.parent / "test.jsonl"),
+        "left_out": None,
+        "eval_pairs": 4,
+        "reference": str(folder.parent / "reference"),
+        "fingerprint": {"the recipe": "a", "the data": "b"},
+    }
+
+
+def outcome(job: dict[str, Any]) -> tuple[dict[str, bytes], list[dict[str, Any]]]:
+    """The final weights, byte for byte, and every logged metric."""
+    folder = Path(job["folder"])
+    weights = {p.name: p.read_bytes() for p in (folder / "model").glob("*.safetensors")}
+    assert weights
+    return weights, [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory, make_project: Callable[..., Path]) -> Path:
-    """A project in which the run was never disturbed."""
-    folder = tmp_path_factory.mktemp("reference")
-    make_project(folder, use_peft=True, lora_r=4)
-    done = preftune("run", RECIPE, "--json", *LONG, cwd=folder)
-    assert done.returncode == 0, done.stderr
+def untouched(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    """The outcome of a training that nothing disturbed, LoRA (with dropout) or full."""
+    done: dict[str, Any] = {}
+
+    def of(kind: str) -> Any:
+        if kind not in done:
+            job = training_job(tiny_model, tmp_path_factory.mktemp("untouched") / "job")
+            job["model"] = job["model"] if kind == "lora" else {}
+            assert attempt(job) == (0, {})
+            done[kind] = outcome(job)
+            assert [m["step"] for m in done[kind][1]] == list(range(1, 13))
+        return done[kind]
+
+    return of
+
+
+@pytest.fixture
+def job(tiny_model: Path, tmp_path: Path) -> dict[str, Any]:
+    return training_job(tiny_model, tmp_path / "job")
+
+
+def checkpoints_of(job: dict[str, Any]) -> list[str]:
+    return sorted(p.name for p in (Path(job["folder"]) / "checkpoints").iterdir())
+
+
+# --- bit-identical after it ---------------------------------------------------------------------------------
+
+
+@pytest.mark.promise(1)
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_killed_in_the_middle_of_a_step(job: dict[str, Any], untouched: Any, kind: str) -> None:
+    job["model"] = job["model"] if kind == "lora" else {}
+    assert attempt(job, kind="kill_in_step", step=8)[0] == -signal.SIGKILL
+    assert attempt(job) == (0, {})
+    assert outcome(job) == untouched(kind)
+
+
+@pytest.mark.promise(2)
+def test_killed_twice(job: dict[str, Any], untouched: Any) -> None:
+    """The second time before the step that the first try reached, and between two checkpoints."""
+    assert attempt(job, kind="kill_in_step", step=11)[0] == -signal.SIGKILL
+    assert attempt(job, kind="kill_in_step", step=10)[0] == -signal.SIGKILL
+    assert attempt(job) == (0, {})
+    assert outcome(job) == untouched("lora")
+
+
+@pytest.mark.promise(3)
+@pytest.mark.parametrize("before", ["_save_optimizer_and_scheduler", "_save_rng_state", "seal"])
+def test_killed_between_the_files_of_a_checkpoint(job: dict[str, Any], untouched: Any, before: str) -> None:
+    """The newest is half there: it is set aside, and the one before is taken."""
+    assert attempt(job, kind="kill_in_checkpoint", step=9, before=before)[0] == -signal.SIGKILL
+    assert {"checkpoint-6", "checkpoint-9"} <= set(checkpoints_of(job))
+    assert attempt(job) == (0, {})
+    assert "broken-checkpoint-9" in checkpoints_of(job)
+    assert outcome(job) == untouched("lora")
+
+
+def torn(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flipped(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        pytest.param("adapter_model.safetensors", torn, marks=pytest.mark.promise(4)),
+        pytest.param("trainer_state.json", torn, marks=pytest.mark.promise(4)),
+        pytest.param("optimizer.pt", Path.unlink, marks=pytest.mark.promise(5)),
+        pytest.param("optimizer.pt", flipped, marks=pytest.mark.promise(6)),
+        pytest.param("rng_state.pth", flipped, marks=pytest.mark.promise(6)),
+    ],
+)
+def test_damaged_checkpoint(job: dict[str, Any], untouched: Any, name: str, damage: Callable[[Path], Any]) -> None:
+    assert attempt(job, kind="kill_in_step", step=11)[0] == -signal.SIGKILL
+    damage(Path(job["folder"]) / "checkpoints/checkpoint-9" / name)
+    assert attempt(job) == (0, {})
+    assert "broken-checkpoint-9" in checkpoints_of(job)
+    assert outcome(job) == untouched("lora")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 24 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)], capture_output=True)
+    if mount.returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.promise(7)
+@pytest.mark.parametrize("leave", [400_000, 100_000, 0])
+def test_disk_full(tiny_model: Path, small_disk: Path, untouched: Any, leave: int) -> None:
+    """While the optimizer's state is written, while the weights are, and when not even a line can be written."""
+    job = training_job(tiny_model, small_disk / "job")
+    job["model"] = {}
+    code, error = attempt(job, kind="fill_disk", step=9, filler=str(small_disk / "filler"), leave=leave)
+    assert code == 1
+    if leave:  # else there is no space for the report either: the parent reads it from the log
+        assert error["error"] == "the disk is full: writing failed after 9 of 12 steps"
+        assert "run the same command again" in error["advice"]
+    assert not (Path(job["folder"]) / "model").exists()
+    (small_disk / "filler").unlink()
+    assert attempt(job) == (0, {})
+    assert outcome(job) == untouched("full")
+
+
+@pytest.mark.promise(7)
+def test_too_small_a_disk_is_told_before_the_first_step(tiny_model: Path, small_disk: Path) -> None:
+    job = training_job(tiny_model, small_disk / "job")
+    job["model"] = {}
+    fill(small_disk / "filler", 800_000)  # two checkpoints of 0.4 MB, one that is being written, the model
+    code, error = attempt(job)
+    assert (code, error["kind"]) == (1, "StepError")
+    assert "not enough disk space" in error["error"] and "save_total_limit (2)" in error["advice"]
+    assert not list(Path(job["folder"]).glob("checkpoints/checkpoint-*"))
+
+
+@pytest.mark.promise(8)
+def test_sigterm(job: dict[str, Any], untouched: Any) -> None:
+    """In the middle of step 8: the step is finished, a checkpoint is written, the next try goes on from it."""
+    code, error = attempt(job, kind="kill_in_step", step=8, sign=int(signal.SIGTERM))
+    assert code == 1
+    assert "stopped at step 8 of 12; a checkpoint is saved" in error["error"]
+    assert not (Path(job["folder"]) / "model").exists()
+    before = [p.name for p in (Path(job["folder"]) / "checkpoints").glob("checkpoint-8/preftune_manifest.json")]
+    assert before, "sealed"
+    assert attempt(job) == (0, {})
+    assert outcome(job) == untouched("lora")
+
+
+@pytest.mark.promise(10)
+@pytest.mark.parametrize("method", ["dpo", "orpo"])
+def test_out_of_memory_full_fine_tuning(tiny_model: Path, tmp_path: Path, method: str) -> None:
+    """Half-way, in a training of all weights: the second half one pair at a time."""
+    keys: dict[str, Any] = {"max_grad_norm": 1.0}
+    jobs = [training_job(tiny_model, tmp_path / name / "job", **keys) for name in ("untouched", "fault")]
+    for job in jobs:
+        job |= {"method": method, "model": {}}
+        job["training"].pop("disable_dropout", None)
+    assert attempt(jobs[0]) == (0, {})
+    code, error = attempt(jobs[1], kind="out_of_memory", step=8, fits=1)
+    assert (code, error["kind"]) == (1, "OutOfMemory")
+    assert "ran out of memory after 7 of 12 steps" in error["error"]
+    less = less_at_a_time(jobs[1]["training"], is_cuda=False)
+    assert less == {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
+    jobs[1]["training"] |= less
+    assert attempt(jobs[1], kind="out_of_memory", step=1, fits=1) == (0, {})
+    untouched, went_on = ([m["metrics"]["train/loss"] for m in outcome(job)[1]] for job in jobs)
+    assert went_on[:6] == untouched[:6]
+    # ORPO's NLL is a mean over a micro-batch's tokens, so its micro-batches count alike whatever their length.
+    # float32's last digits: sums of two are added in another order.
+    assert went_on == pytest.approx(untouched, abs=1e-6 if method == "dpo" else 2e-2)
+
+
+# --- through the parent -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, make_project: Callable[..., Path]) -> Path:
+    """A project: 24 pairs, batches of 4, two epochs: 12 steps, a checkpoint every 2."""
+    folder = tmp_path_factory.mktemp("project")
+    make_project(folder, use_peft=True, lora_r=4, learning_rate=0.001, num_train_epochs=2, eval_strategy="no")
     return folder
 
 
 @pytest.fixture
-def project(reference: Path, tmp_path: Path) -> Path:
-    """A new project whose data and baseline are done, so that a fault test goes straight to training."""
-    folder = tmp_path / "p"
-    shutil.copytree(reference / "recipes", folder / "recipes")
-    for step in ("source", "mixture", "baseline"):
-        shutil.copytree(reference / ".preftune/store" / step, folder / ".preftune/store" / step)
-    return folder
-
-
-def adapter(project: Path) -> bytes:
-    return (project / "data/tiny/adapter_model.safetensors").read_bytes()
+def project(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(data / "recipes", tmp_path / "p/recipes")
+    for name in [n for n in os.environ if n.startswith(("PREFTUNE", "PREFECT", "MLFLOW"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PREFTUNE_THREADS", "1")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return tmp_path / "p"
 
 
 @pytest.fixture
-def start(project: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts the command line in the background."""
-    started = []
+def with_fault(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """From now on children have a fault in them."""
 
-    def go(*arguments: str, **env: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "flows.cli", "run", RECIPE, "--json", *LONG, *arguments]
-        process = subprocess.Popen(
-            command, cwd=project, env=child_env(**env), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        started.append(process)
-        return process
+    def inject(**fault: Any) -> None:
+        monkeypatch.setattr(steps, "launch_command", lambda _module, job, *_: [sys.executable, str(FAULTY), str(job)])
+        monkeypatch.setenv("FAULT", json.dumps(fault or None))
 
-    yield go
-    for process in started:
-        process.kill()
-        process.communicate()
+    return inject
 
 
-def wait_for(what: Callable[[], Any], seconds: float = 180) -> Any:
+def result_of(prepared: Prepared) -> tuple[dict[str, bytes], list[float]]:
+    folder = prepared.workspace.store / "train" / prepared.key
+    weights = {p.name: p.read_bytes() for p in (folder / "model").glob("*.safetensors")}
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in rows] == list(range(1, 13))
+    return weights, [r["metrics"]["train/loss"] for r in rows]
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, bytes], list[float]]:
+    """The result of an undisturbed training of the project."""
+    folder = tmp_path_factory.mktemp("trained")
+    shutil.copytree(data / "recipes", folder / "recipes")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFTUNE_THREADS", "1")
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        prepared = prepare(folder)
+        assert prepared.train([]).info["out_of_memory"] == []
+        return result_of(prepared)
+
+
+@pytest.mark.parametrize(
+    "step", [pytest.param(1, marks=pytest.mark.promise(9)), pytest.param(8, marks=pytest.mark.promise(10))]
+)
+def test_out_of_memory(project: Path, trained: Any, with_fault: Any, step: int) -> None:
+    """The same steps in halves, in the same run, from the newest checkpoint: the same losses."""
+    expected_weights, expected = trained
+    prepared, told = prepare(project), []
+    with_fault(kind="out_of_memory", step=step, fits=2)
+    result = prepared.train(told)
+    start = 0 if step == 1 else 6
+    change = f"per_device_train_batch_size 4 → 2, gradient_accumulation_steps 1 → 2, from step {start}"
+    assert result.info["out_of_memory"] == [change]
+    assert any(f"ran out of memory after {step - 1} of 12 steps" in t and change in t for t in told), told
+    weights, losses = result_of(prepared)
+    assert losses == pytest.approx(expected, abs=1e-6)
+    assert losses[:start] == expected[:start]
+    assert set(weights) == set(expected_weights)
+    assert not list((prepared.workspace.store / "train" / prepared.key).glob("less*"))
+
+
+@pytest.mark.promise(14)
+def test_out_of_memory_with_one_pair(project: Path, with_fault: Any) -> None:
+    """One pair, then gradient checkpointing, then a message with what would fit; nothing is registered."""
+    prepared, told = prepare(project, per_device_train_batch_size=2), []
+    with_fault(kind="out_of_memory", step=1, fits=0)
+    with pytest.raises(UserError, match="ran out of memory after 0 of 24 steps") as e:
+        prepared.train(told)
+    assert "per_device_train_batch_size 1 and gradient checkpointing" in e.value.error
+    assert "max_length (128)" in e.value.advice and "load_in_4bit" in e.value.advice
+    assert [t for t in told if "less at a time" in t][1].endswith("(gradient_checkpointing on, from step 0)")
+    assert not prepared.registered
+    with pytest.raises(UserError):  # a later try knows what has been tried
+        prepared.train(told := [])
+    assert not any("less at a time" in t for t in told)
+
+
+@pytest.mark.promise(11)
+def test_nan(project: Path, with_fault: Any) -> None:
+    prepared = prepare(project)
+    with_fault(kind="broken_weight", step=8)
+    with pytest.raises(UserError, match="the gradient is not finite at step 8") as e:
+        prepared.train([])
+    stopped = json.loads((prepared.folder / "stopped.json").read_text())
+    assert len(stopped["rows"]) == 4 and all(row in e.value.error for row in stopped["rows"])
+    assert "the checkpoint of step 6 is kept" in e.value.error
+    assert Path(stopped["checkpoint"]).name == "checkpoint-6"
+    assert not prepared.registered
+
+
+@pytest.mark.promise(15)
+def test_half_trained(project: Path, trained: Any, with_fault: Any) -> None:
+    """Ends without an error at step 5 of 12: nothing to evaluate; the next try goes on."""
+    prepared = prepare(project)
+    with_fault(kind="stop_early", step=5)
+    with pytest.raises(StepError, match="stopped at step 5 of 12"):
+        prepared.train([])
+    assert not prepared.registered and not (prepared.folder / "model").exists()
+    with_fault()
+    prepared.train(told := [])
+    assert "resuming from step 4" in told
+    assert result_of(prepared) == trained
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        pytest.param({"learning_rate": 0.002}, "the recipe", marks=pytest.mark.promise(12)),
+        pytest.param({"data": 1}, "the data", marks=pytest.mark.promise(13)),
+    ],
+)
+def test_checkpoint_of_another_training(project: Path, with_fault: Any, change: dict[str, Any], part: str) -> None:
+    """Another recipe or other data is another folder; a checkpoint that was put there by hand is refused."""
+    with_fault(kind="stop_early", step=5)
+    before = prepare(project)
+    with pytest.raises(StepError, match="stopped at step 5"):
+        before.train([])
+    if "data" in change:
+        write_pairs(project / "recipes/tiny/pairs/train.jsonl", 24, 3)
+        change = {}
+    after = prepare(project, **change)
+    assert after.key != before.key
+    with_fault()
+    after.folder.mkdir(parents=True)
+    shutil.copytree(before.folder / "checkpoints", after.folder / "checkpoints")
+    with pytest.raises(UserError, match=f"is of another training: {part} changed") as e:
+        after.train([])
+    assert "start from step 0" in e.value.advice
+    assert not after.registered and not before.registered
+
+
+def wait_for(what: Callable[[], Any], seconds: float = 120) -> Any:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if found := what():
@@ -80,122 +393,62 @@ def wait_for(what: Callable[[], Any], seconds: float = 180) -> Any:
     raise AssertionError("it did not happen in time")
 
 
-def step_reached(project: Path, step: int) -> Callable[[], bool]:
-    def reached() -> bool:
-        files = list((project / ".preftune/partial/train").glob("*/metrics.jsonl"))
-        lines = files[0].read_text().splitlines() if files else []
-        return bool(lines) and json.loads(lines[-1])["step"] >= step
-
-    return reached
-
-
-def processes_of(project: Path) -> list[psutil.Process]:
-    """Children of ours that work in this project: launchers, trainings, servers."""
-    found = []
-    for process in psutil.process_iter(["cmdline", "environ", "status"]):
-        line = " ".join(process.info["cmdline"] or [])
-        here = str(project) in line or (process.info["environ"] or {}).get("PREFECT_HOME", "").startswith(str(project))
-        if here and process.info["status"] != psutil.STATUS_ZOMBIE and process.pid != os.getpid():
-            found.append(process)
-    return found
+@pytest.mark.promise(21)
+def test_two_at_once_train_once(project: Path, trained: Any) -> None:
+    prepared = prepare(project)
+    both = [train_in_process(project) for _ in range(2)]
+    for process in both:
+        process.join(300)
+        assert process.exitcode == 0
+    told = [json.loads(p.read_text()) for p in project.glob("told-*.json")]
+    assert len(told) == 2 and told[0]["digest"] == told[1]["digest"]
+    assert sorted(any(t.startswith("training:") for t in each["told"]) for each in told) == [False, True]
+    assert sorted("another run trains this: waiting" in each["told"] for each in told) == [False, True]
+    assert result_of(prepared) == trained
 
 
-def training_child(project: Path) -> psutil.Process:
-    (found,) = [p for p in processes_of(project) if p.cmdline()[1:3] == ["-m", "preftune.training"]]
-    return found
+@pytest.mark.promise(22)
+def test_a_lock_whose_holder_was_killed(project: Path, trained: Any) -> None:
+    prepared = prepare(project)
+    process = train_in_process(project)
+    metrics = prepared.folder / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= 3)
+    process.kill()
+    process.join()
+    assert (prepared.workspace.partial / "train" / f"{prepared.key}.lock").exists()
+    prepared.train(told := [])
+    assert "another run trains this: waiting" not in told
+    assert any(t.startswith("resuming from step") for t in told)
+    assert result_of(prepared) == trained
 
 
-def test_killed_training_child_is_retried_from_its_checkpoint(project: Path, reference: Path, start: Any) -> None:
-    process = start()
-    wait_for(step_reached(project, 55))
-    training_child(project).kill()
-    out, err = process.communicate(timeout=400)
-    assert process.returncode == 0, err
-    assert "SIGKILL" in err, "the message names the signal"
-    assert "resuming from step" in err
-    assert adapter(project) == adapter(reference)
-    assert json.loads(out)["metrics"] == json.loads((reference / "data/tiny/verdict.json").read_text())["metrics"]
+@pytest.mark.promise(24)
+def test_an_artifact_that_cannot_be_written(small_disk: Path, tmp_path: Path) -> None:
+    """The disk of MLflow's artifacts is full: the run is not complete; with space it is, and nothing is there twice."""
+    from preftune.tracking import DONE_TAG, connect, experiment_id, mlflow_errors, open_run, record
+    from preftune.workspace import Workspace
 
+    workspace = Workspace(tmp_path, tmp_path / "home").make()
+    workspace.mlflow_artifacts.symlink_to(small_disk)
+    report = tmp_path / "report.html"
+    report.write_bytes(b"x" * 3_000_000)
+    fill(small_disk / "filler", 1_000_000)
+    client = connect(workspace)
+    run = open_run(client, experiment_id(client, workspace, "e"), "key", "policy", {})
 
-def test_killed_flow_leaves_no_orphan_and_goes_on(project: Path, reference: Path, start: Any) -> None:
-    process = start()
-    wait_for(step_reached(project, 55))
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    wait_for(lambda: not processes_of(project), seconds=5)
-    done = preftune("run", RECIPE, "--json", *LONG, cwd=project)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
-    assert {result["steps"][s] for s in ("source", "mixture", "baseline")} == {"cached"}
-    assert "resuming from step" in done.stderr
-    assert adapter(project) == adapter(reference)
+    def upload() -> None:
+        with mlflow_errors(workspace):
+            curves = [{"step": s, "metrics": {"train/loss": 0.5}} for s in (1, 2)]
+            shared: dict[str, Any] = {"params": {"beta": 0.1}, "metrics": {"m": 1.0}, "datasets": [], "tags": {}}
+            record(client, run, curves=curves, artifacts=[(report, "")], **shared)
 
-
-def test_broken_checkpoints_are_set_aside(project: Path, reference: Path, start: Any) -> None:
-    """The newest checkpoint lost a file, the one before has a flipped byte: training starts from the first step."""
-    process = start()
-    wait_for(step_reached(project, 45))
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    wait_for(lambda: not processes_of(project), seconds=5)
-    found = sorted((project / ".preftune/partial/train").glob("*/checkpoints/checkpoint-*"))
-    older, newest = sorted(found, key=lambda p: int(p.name.rpartition("-")[2]))[-2:]
-    (newest / "optimizer.pt").unlink()
-    weights = older / "adapter_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1] + b"\x55")
-    done = preftune("run", RECIPE, "--json", *LONG, cwd=project)
-    assert done.returncode == 0, done.stderr
-    assert "resuming" not in done.stderr
-    assert adapter(project) == adapter(reference)
-
-
-def test_interrupted_by_ctrl_c_ends_its_children(project: Path, start: Any) -> None:
-    process = start()
-    wait_for(step_reached(project, 15))
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode not in (0, 2)
-    assert "Traceback" not in err.split("preftune: ")[-1]
-    wait_for(lambda: not processes_of(project), seconds=5)
-
-
-def test_two_runs_of_one_recipe_train_once(project: Path, reference: Path, start: Any) -> None:
-    first, second = start(), start("--output_dir=data/second")
-    results = [p.communicate(timeout=600) for p in (first, second)]
-    assert [first.returncode, second.returncode] == [0, 0], results
-    trained = ["training: " in err for _, err in results]
-    assert sorted(trained) == [False, True], "one trains, the other waits and finds it done"
-    assert adapter(project) == adapter(reference)
-
-
-def test_mlflow_away_loses_nothing(project: Path, start: Any) -> None:
-    """Training and verdict are made; the upload fails with one message and is made up for by the next run."""
-    away = start(MLFLOW_TRACKING_URI="http://127.0.0.1:9", MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")
-    _, err = away.communicate(timeout=600)
-    assert away.returncode == 1
-    assert "nothing is lost" in err
-    assert "Traceback" not in err
-    done = preftune("run", RECIPE, "--json", *LONG, cwd=project)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
-    assert set(result["steps"].values()) == {"cached"}
-    from mlflow import MlflowClient
-
-    client = MlflowClient(tracking_uri=f"sqlite:///{project}/.preftune/mlflow.db")
-    steps = [m.step for m in client.get_metric_history(result["run_id"], "train/loss")]
-    assert sorted(steps) == list(range(1, 121))
-
-
-def test_a_model_that_gives_no_finite_numbers_is_refused_before_training(project: Path, tiny_model: Path) -> None:
-    code = (
-        "import sys, torch; from safetensors.torch import load_file, save_file; f = sys.argv[1];"
-        "w = load_file(f); w['model.norm.weight'][0] = float('nan'); save_file(w, f, metadata={'format': 'pt'})"
-    )
-    broken = project / "broken"
-    shutil.copytree(tiny_model, broken)
-    subprocess.run([sys.executable, "-c", code, str(broken / "model.safetensors")], check=True)
-    done = preftune("run", RECIPE, f"--model_name_or_path={broken}", cwd=project)
-    assert done.returncode == 2, done.stderr
-    assert "not finite" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not (project / ".preftune/partial/train").exists()
+    with pytest.raises(StepError, match="MLflow could not be written"):
+        upload()
+    found = client.get_run(run)
+    assert found.info.status == "RUNNING" and DONE_TAG not in found.data.tags
+    (small_disk / "filler").unlink()
+    upload()
+    found = client.get_run(run)
+    assert found.info.status == "FINISHED" and found.data.tags[DONE_TAG] == "true"
+    assert [a.file_size for a in client.list_artifacts(run)] == [3_000_000]
+    assert [m.step for m in client.get_metric_history(run, "train/loss")] == [1, 2]

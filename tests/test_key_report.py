@@ -115,7 +115,7 @@ def test_a_default_that_is_written_is_not_listed() -> None:
         ({"optim": "paged_adamw_32bit"}, {"optim": "'preftune[gpu]'"}),
         ({"optim": "adamw_torch"}, {}),
         ({"optim": "adamw_torch_8bit"}, {"optim": "torchao"}),
-        ({"report_to": ["wandb"]}, {"report_to": "wandb"}),
+        ({"report_to": ["wandb"]}, {"report_to": "'preftune[wandb]'"}),
         ({"load_in_4bit": True, "use_peft": True}, {"load_in_4bit": "'preftune[gpu]'"}),
     ],
 )

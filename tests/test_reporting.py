@@ -108,12 +108,14 @@ def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "revision": None,
         "chat_template": None,
         "threads": 1,
+        "method": "dpo",
         "model": {},
         "training": training,
         "train": str(place / "train.jsonl"),
         "test": str(place / "train.jsonl"),
         "left_out": None,
         "eval_pairs": 4,
+        "reference": str(place / "reference"),
     }
     (place / "job.json").write_text(json.dumps(job))
     env = child_env(WANDB_MODE="offline", HOME=str(place), https_proxy="http://127.0.0.1:9")

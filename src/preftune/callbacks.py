@@ -1,4 +1,4 @@
-"""What the training tells and watches: local metrics, sealed checkpoints, NaN as an error, SIGTERM as a pause.
+"""What the training tells: local metrics, sealed checkpoints, SIGTERM as a pause. What stops it is in guards.py.
 
 Imported in the training child only.
 """
@@ -9,12 +9,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import TrainerCallback
 
-from preftune import checkpoints, progress
+from preftune import checkpoints, progress, ranks
 from preftune.children import tell
-from preftune.errors import UserError
 
 # Not reproducible, so not among the metrics.
 _TIMINGS = ("runtime", "samples_per_second", "steps_per_second", "total_flos", "tokens_per_second")
@@ -55,41 +53,37 @@ class MetricsCallback(TrainerCallback):
 
 
 class SealCallback(TrainerCallback):
-    """Seals each checkpoint with its manifest, last of all."""
+    """Seals each checkpoint with its manifest and what the training depends on, last of all: when every process has
+    written its part."""
+
+    def __init__(self, fingerprint: dict[str, str]) -> None:
+        self._fingerprint = fingerprint
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        ranks.wait_for_all()
         if state.is_world_process_zero:
-            checkpoints.seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
-
-
-class FiniteCallback(TrainerCallback):
-    """Stops at the first gradient that is not finite, before it reaches the weights."""
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        for name, parameter in model.named_parameters():
-            if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
-                raise UserError(
-                    f"the gradient is not finite at step {state.global_step + 1} (first in {name})",
-                    "learning_rate",
-                    "lower learning_rate, set max_grad_norm, or look for broken pairs around this step",
-                )
+            checkpoints.seal(Path(args.output_dir) / f"checkpoint-{state.global_step}", self._fingerprint)
 
 
 class StopOnSignal(TrainerCallback):
-    """On SIGTERM: finish the step, save a checkpoint, end."""
+    """On SIGTERM, or Ctrl-C where a launcher passes it on: finish the step, save a checkpoint, end.
+
+    All processes of a training together: one that stopped a step before the others would leave them waiting.
+    """
 
     def __init__(self) -> None:
         self._asked = False
-        signal.signal(signal.SIGTERM, self._ask)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask)
 
     def _ask(self, *_: Any) -> None:
         self._asked = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self._asked:
+        if ranks.any_rank(self._asked):  # the signal may reach one process a step earlier: all stop at once
             control.should_save = control.should_training_stop = True
 
 
-def callbacks(folder: Path) -> list[TrainerCallback]:
-    """All of them, for a training in this folder."""
-    return [MetricsCallback(folder), SealCallback(), FiniteCallback(), StopOnSignal()]
+def callbacks(folder: Path, fingerprint: dict[str, str]) -> list[TrainerCallback]:
+    """Those that need no trainer, for a training in this folder."""
+    return [MetricsCallback(folder), SealCallback(fingerprint), StopOnSignal()]

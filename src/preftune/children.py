@@ -10,14 +10,22 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from preftune.errors import PreftuneError, StepError, UserError
+import psutil
+
+from preftune import faults
+from preftune.errors import OutOfMemory, PreftuneError, StepError, UserError
 
 TELL = "preftune| "  # a child's line for the user; all others are only kept in its log
 ERROR_FILE = "error.json"
+# A training that is asked to end finishes its step and writes a checkpoint; a pre-empted machine gives 30 to 120 s.
+GRACE_SECONDS = 60
+_LAUNCHER = "accelerate.commands.accelerate_cli"
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
@@ -28,25 +36,62 @@ def die_with_parent() -> None:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def tell(text: str) -> None:
-    """Called in a child: one line for the user."""
+def _to_parent(text: str) -> None:
     sys.stdout.write(f"{TELL}{text}\n")
     sys.stdout.flush()
 
 
-def report_error(folder: Path, error: PreftuneError) -> None:
-    """Called in a child: leaves the error where the parent looks for it."""
-    (folder / ERROR_FILE).write_text(json.dumps({**error.as_json(), "exit_code": error.exit_code}))
+listener: Callable[[str], None] = _to_parent
+
+
+def tell(text: str) -> None:
+    """Called in a child: one line for the user. The first of several processes speaks for all."""
+    if os.environ.get("RANK", "0") == "0":
+        listener(text)
+
+
+def report_error(folder: Path, error: PreftuneError, unexpected: bool = False) -> bool:
+    """Called in a child: leaves the error where the parent looks for it.
+
+    Of several processes the first to fail is the cause; what the others say follows from it and is dropped.
+
+    Args:
+        folder: Where the parent looks.
+        error: What went wrong.
+        unexpected: It is none of our own messages, but what a library raised.
+
+    Returns:
+        Whether this was the first.
+    """
+    try:
+        with (folder / ERROR_FILE).open("x") as f:
+            f.write(json.dumps({**error.as_json(), "kind": type(error).__name__, "unexpected": unexpected}))
+    except FileExistsError:
+        return False
+    return True
 
 
 def child_main(work: Callable[[dict[str, Any]], None]) -> None:
     """A child's entry: reads the job file named on the command line, works, and reports how it failed."""
     job = json.loads(Path(sys.argv[1]).read_text())
+    folder = Path(job["folder"])
     try:
         work(job)
     except PreftuneError as e:
-        report_error(Path(job["folder"]), e)
+        report_error(folder, e)
         sys.exit(1)
+    except Exception as e:
+        if (named := faults.named(e, folder)) is None:
+            report_error(folder, StepError(one_line(e)), unexpected=True)
+            raise
+        traceback.print_exc()  # for the log
+        report_error(folder, named)
+        sys.exit(1)
+
+
+def one_line(error: Exception) -> str:
+    """A library's error, without its stack trace."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _signal_name(text: str, code: int) -> str:
@@ -63,16 +108,22 @@ def _signal_name(text: str, code: int) -> str:
 
 
 def _stop(process: subprocess.Popen[str]) -> None:
-    """SIGTERM to the whole group, and SIGKILL to what is left of it after ten seconds."""
-    for sig, seconds in ((signal.SIGTERM, 10), (signal.SIGKILL, 10)):
-        try:
-            os.killpg(process.pid, sig)
-            process.wait(seconds)
-        except ProcessLookupError:
-            return
-        except subprocess.TimeoutExpired:
-            continue
-    process.wait()
+    """Asks the child to end (SIGTERM), and kills what is left of its group after a while, or at a second Ctrl-C.
+
+    A launcher is not asked: it would end at once, and what it started with it, before a checkpoint is saved. Nor are
+    the data loader's processes, whose death would be an error in the middle of a step.
+    """
+    try:
+        leader = psutil.Process(process.pid)
+        for asked in (_LAUNCHER in leader.cmdline() and leader.children()) or [leader]:
+            asked.terminate()
+        process.wait(GRACE_SECONDS)
+    except (psutil.NoSuchProcess, subprocess.TimeoutExpired):
+        pass
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def run_child(
@@ -95,12 +146,12 @@ def run_child(
         what: Its name in messages, for example "training".
 
     Raises:
-        UserError, StepError: As the child reported; or a StepError that names the signal or the log.
+        UserError, StepError, OutOfMemory: As the child reported; or a StepError that names the signal or the log.
     """
     (folder / ERROR_FILE).unlink(missing_ok=True)
     log.parent.mkdir(parents=True, exist_ok=True)
     tail: list[str] = []
-    with log.open("a") as out:
+    with log.open("ab", buffering=0) as out:  # nothing is held back that a full disk would refuse at the end
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,  # a child that asks a question would wait for ever
@@ -117,9 +168,9 @@ def run_child(
             for line in process.stdout:
                 if interrupted.is_set():
                     raise KeyboardInterrupt
-                out.write(line)
-                out.flush()
-                tail = [*tail[-60:], line.rstrip()]
+                with suppress(OSError):  # a full disk; the child says so itself
+                    out.write(line.encode(errors="replace"))
+                tail = [*tail[-120:], line.rstrip()]
                 if line.startswith(TELL):
                     on_line(line.removeprefix(TELL).rstrip())
             code = process.wait()
@@ -130,24 +181,34 @@ def run_child(
             process.stdout.close()
     if code == 0:
         return
-    if (told := _told_error(folder)) is not None:
-        kind = UserError if told["exit_code"] == UserError.exit_code else StepError
+    told = _told_error(folder)
+    if told is not None and not told["unexpected"]:
+        if told["kind"] == OutOfMemory.__name__:
+            raise OutOfMemory(f"{what} {told['error']}", str(log), _LESS_AT_A_TIME.get(what, ""))
+        kind = UserError if told["kind"] == UserError.__name__ else StepError
         raise kind(told["error"], told["where"], told["advice"])
     text = "\n".join(tail)
-    if name := _signal_name(text, code):
+    name = _signal_name(text, code)
+    # One of several processes fails, and the launcher ends the others: their signals are not the cause.
+    if name and (told is None or (name != "SIGTERM" and "forcefully exiting via" not in text)):
         hint = " (out of memory?)" if name == "SIGKILL" else ""
         raise StepError(f"the {what} process was ended by {name}{hint}", str(log), "run the same command again")
-    if "out of memory" in text.lower():
-        raise StepError(
-            f"{what} ran out of memory",
-            str(log),
-            "halve per_device_train_batch_size and double gradient_accumulation_steps, or shorten max_length",
-        )
+    if faults.speaks_of_disk(text):
+        raise faults.disk_full(f"{what} could not write", log)
+    if faults.speaks_of_memory(text):
+        raise OutOfMemory(f"{what} ran out of memory", str(log), _LESS_AT_A_TIME.get(what, ""))
     last = next(
-        (t for t in reversed(tail) if "Error" in t and "CalledProcessError" not in t),
+        (t for t in reversed(tail) if "Error" in t and "CalledProcessError" not in t and "ChildFailedError" not in t),
         tail[-1] if tail else "",
     )
+    last = told["error"] if told else last
     raise StepError(f"{what} failed (exit code {code}): {last.strip()}", str(log), "the log has the details")
+
+
+_LESS_AT_A_TIME = {
+    "training": "halve per_device_train_batch_size and double gradient_accumulation_steps, or shorten max_length",
+    "evaluation": "lower evaluation.batch_size, or shorten max_length",
+}
 
 
 def _told_error(folder: Path) -> dict[str, Any] | None:
@@ -158,9 +219,13 @@ def _told_error(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def launch_command(module: str, job: Path, accelerate_config: Path, processes: int) -> list[str]:
+def launch_command(module: str, job: Path, accelerate_config: Path, processes: int, on_cpu: bool = False) -> list[str]:
     """`accelerate launch` of one of our modules on a job file, in so many processes."""
-    launcher = ["-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(accelerate_config)]
+    launcher = ["-m", _LAUNCHER, "launch", "--config_file", str(accelerate_config)]
+    if processes > 1:
+        launcher.append("--main_process_port=0")  # a free one
+        if on_cpu:  # accelerate would start one process and leave the others to mpirun
+            launcher.append("--multi_gpu")
     return [sys.executable, *launcher, f"--num_processes={processes}", "--module", module, str(job)]
 
 

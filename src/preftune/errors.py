@@ -33,3 +33,7 @@ class UserError(PreftuneError):
 
 class StepError(PreftuneError):
     """A step failed while running: exit code 1; a retry may help."""
+
+
+class OutOfMemory(StepError):
+    """A child ran out of memory. The same again would end the same way; less at a time may fit."""

@@ -7,10 +7,11 @@ import os
 from typing import Any
 
 from preftune import accelerate_configs
+from preftune.accelerate_configs import Launch
 from preftune.data import check_list
 from preftune.data.registry import default_languages
 from preftune.data.sources import Source
-from preftune.digest import code_version, file_sha256, json_digest, library_versions
+from preftune.digest import code_version, json_digest, library_versions
 from preftune.known_keys import snapshot
 from preftune.models import StartingModel
 from preftune.schema import Mixture, Recipe, Validation
@@ -46,7 +47,7 @@ _MIXTURE_CODE = (
 _LENGTHS_CODE = ("data/lengths", "data/pair_tokenizer", "data/tokenizer_files")
 _TRAINING_CODE = (
     *("training", "training_setup", "trainer", "reference_cache", "orpo", "callbacks", "tokens", "checkpoints"),
-    *("generation_settings", "reporting"),
+    *("generation_settings", "reporting", "ranks", "guards"),
     *_LENGTHS_CODE,
 )
 _EVALUATION_CODE = ("evaluation", "scoring", "tokens", "lm_eval_pairs", *_LENGTHS_CODE)
@@ -153,9 +154,19 @@ def baseline_key(recipe: Recipe, model: StartingModel, mixture: StepResult) -> s
     return json_digest({"step": "baseline", **_evaluation_key(recipe, model, mixture)})
 
 
-def train_key(recipe: Recipe, workspace: Workspace, model: StartingModel, mixture: StepResult) -> str:
-    """Key of a training: the model, the training side, what is learned, how, and on how many devices."""
-    config = accelerate_configs.choose(workspace, recipe.accelerate_config)
+def train_key(
+    recipe: Recipe, workspace: Workspace, model: StartingModel, mixture: StepResult, launch: Launch | None = None
+) -> str:
+    """Key of a training: the model, the training side, what is learned, how, and on how many devices.
+
+    Args:
+        recipe: The resolved recipe.
+        workspace: Where the launch configurations are.
+        model: The starting model.
+        mixture: The pairs.
+        launch: How the training is launched, if it is already; None: as a run on this machine would.
+    """
+    launch = launch or accelerate_configs.launch(workspace, recipe.accelerate_config)
     learned = {k: v for k, v in recipe.training.items() if k not in _NOT_LEARNED}
     evaluates = learned.get("eval_strategy", "no") != "no"
     return json_digest(
@@ -168,15 +179,25 @@ def train_key(recipe: Recipe, workspace: Workspace, model: StartingModel, mixtur
             "eval_pairs": recipe.evaluation.training_pairs if evaluates else None,
             "training": learned,
             "model_settings": {k: v for k, v in recipe.model.items() if k != "model_name_or_path"},
-            "accelerate": [config.name, file_sha256(config)],
-            "processes": accelerate_configs.processes(config),
-            "device": accelerate_configs.device(),
+            "launch": launch.identity,
             "tensorboard": sorted(recipe.training["report_to"]),
-            "threads": threads(),
+            "threads": launch.threads(threads()),
             "code": code_version(*_TRAINING_CODE),
             "libraries": library_versions("torch", "transformers", "trl", "peft", "accelerate"),
         }
     )
+
+
+def fingerprint(recipe: Recipe, model: StartingModel, mixture: StepResult) -> dict[str, str]:
+    """What a checkpoint may only be resumed with, by part: sealed into it."""
+    learned = {k: v for k, v in recipe.training.items() if k not in _NOT_LEARNED}
+    settings = {k: v for k, v in recipe.model.items() if k != "model_name_or_path"}
+    return {
+        "the recipe": json_digest([recipe.method, learned, settings, recipe.chat_template]),
+        "the data": mixture.info["train_sha256"][:20],
+        "the base model": model.digest,
+        "the code": json_digest([code_version(*_TRAINING_CODE), library_versions("torch", "transformers", "trl")]),
+    }
 
 
 def policy_key(recipe: Recipe, model: StartingModel, mixture: StepResult, train: StepResult) -> str:

@@ -48,7 +48,7 @@ def missing_packages(recipe: Recipe) -> list[Problem]:
         if recipe.model.get(key)
     ]
     if "wandb" in recipe.training["report_to"]:
-        wanted.append(("report_to", "wandb", "wandb", "wandb"))
+        wanted.append(("report_to", "wandb", "wandb", "'preftune[wandb]'"))
     return [
         (
             key,

@@ -6,6 +6,7 @@ from typing import Any
 
 from preftune import accelerate_configs, hardware, keys, remedies, store
 from preftune.advice import launch_advice
+from preftune.errors import UserError
 from preftune.known_keys import snapshot
 from preftune.memory import Sharding
 from preftune.memory_plan import plan_memory
@@ -24,11 +25,26 @@ def training_value(recipe: Recipe, key: str) -> Any:
     return recipe.training.get(key, snapshot()["training"][key]["default"])
 
 
+def no_batch(pairs: int, batch: int) -> UserError:
+    """The message: transformers asks for max_steps then."""
+    return UserError(
+        f"{pairs} pairs do not fill one batch of {batch}, and dataloader_drop_last drops what does not fill one",
+        "dataloader_drop_last",
+        "remove it, lower per_device_train_batch_size, or add pairs",
+    )
+
+
 def step_count(pairs: int, recipe: Recipe, processes: int) -> tuple[int, int]:
-    """(optimizer steps, effective batch), as transformers' Trainer counts them."""
+    """(optimizer steps, effective batch), as transformers' Trainer counts them.
+
+    Raises:
+        UserError: If `dataloader_drop_last` leaves nothing.
+    """
     batch = int(training_value(recipe, "per_device_train_batch_size")) * processes
     accumulation = int(training_value(recipe, "gradient_accumulation_steps"))
     batches = pairs // batch if recipe.training.get("dataloader_drop_last") else math.ceil(pairs / batch)
+    if not batches:
+        raise no_batch(pairs, batch)
     an_epoch = max(math.ceil(batches / accumulation), 1)
     limit = int(training_value(recipe, "max_steps"))
     wanted = math.ceil(float(training_value(recipe, "num_train_epochs")) * an_epoch)
@@ -90,8 +106,8 @@ def make_plan(
     """
     counted = lengths.info["train"] if lengths and "train" in lengths.info else None
     pairs = mixture.info["train"] - (sum(counted["counts"].values()) if counted else 0)
-    config = accelerate_configs.choose(workspace, recipe.accelerate_config)
-    processes = accelerate_configs.processes(config)
+    launch = accelerate_configs.launch(workspace, recipe.accelerate_config)
+    processes = launch.processes
     count, batch = step_count(pairs, recipe, processes)
     plan: dict[str, Any] = {
         "model": recipe.model_name,
@@ -100,8 +116,8 @@ def make_plan(
         "steps": count,
         "effective_batch": batch,
         "processes": processes,
-        "device": accelerate_configs.device(),
-        "accelerate_config": config.name,
+        "device": launch.device,
+        "accelerate_config": launch.config.name,
         "tokens": None,
         "memory": None,
         "advice": [],
@@ -109,7 +125,7 @@ def make_plan(
         "output_dir": recipe.output_dir,
     }
     longest = counted["longest"] if counted else None
-    sharding = sharding_of(config) if plan["device"] == "cuda" else None
+    sharding = sharding_of(launch.config) if plan["device"] == "cuda" else None
     _with_memory(plan, recipe, model.files or model.path if model else None, sharding, longest)
     if model is None:
         return plan

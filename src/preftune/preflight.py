@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from preftune.accelerate_configs import choose, device
+from preftune.accelerate_configs import device, launch
 from preftune.data.checks import peek
 from preftune.data.sources import Source, find_source
 from preftune.errors import UserError
@@ -37,7 +37,7 @@ def preflight(
     _check_machine(recipe, path)
     check_reporting(recipe.training.get("report_to"))
     check_replaceable(output_folder(workspace, recipe.output_dir))
-    choose(workspace, recipe.accelerate_config)
+    launch(workspace, recipe.accelerate_config)
     check_name(recipe.model_name, recipe.method)
     workspace.make()
     sources = [find_source(e, workspace) for e in recipe.mixture.datasets]

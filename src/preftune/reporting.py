@@ -1,6 +1,5 @@
 """`report_to`: TensorBoard's and Weights & Biases' files in the training's folder, and no question while it runs."""
 
-import importlib.util
 import netrc
 import os
 import sys
@@ -9,9 +8,14 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from preftune.errors import UserError
+from preftune.packages import installed
 
 _NOT_SENT = ("offline", "disabled", "dryrun")
 RUNS = "runs"  # in the training's folder, later in output_dir
+
+
+def _names(report_to: str | Sequence[str] | None) -> list[str]:
+    return [report_to] if isinstance(report_to, str) else list(report_to or [])
 
 
 def check_reporting(report_to: str | Sequence[str] | None) -> None:
@@ -23,9 +27,9 @@ def check_reporting(report_to: str | Sequence[str] | None) -> None:
     Raises:
         UserError: If W&B is asked for and not installed, or would ask for a key.
     """
-    if "wandb" not in ([report_to] if isinstance(report_to, str) else report_to or []):
+    if "wandb" not in _names(report_to):
         return
-    if importlib.util.find_spec("wandb") is None:
+    if not installed("wandb"):
         raise UserError(
             "report_to names wandb, which is not installed",
             "report_to",
@@ -52,17 +56,17 @@ def _has_key() -> bool:
     return bool(found and found[2])
 
 
-def prepare_reporting(report_to: Sequence[str], folder: Path) -> None:
+def prepare_reporting(report_to: str | Sequence[str] | None, folder: Path) -> None:
     """Called in the training child, before the trainer is made: where they write, unless the user said where.
 
     Args:
-        report_to: The names that transformers resolved.
+        report_to: The recipe's.
         folder: The training's folder: checkpoints go, `runs` in it stays.
     """
-    runs = folder / RUNS
-    if "tensorboard" in report_to:  # one folder for all tries, so that a resumed training is one curve
+    runs, names = folder / RUNS, _names(report_to)
+    if "tensorboard" in names:  # one folder for all tries, so that a resumed training is one curve
         os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(runs))
-    if "wandb" in report_to:
+    if "wandb" in names:
         runs.mkdir(exist_ok=True)  # W&B would take the system's temporary folder instead
         os.environ.setdefault("WANDB_DIR", str(runs))
         os.environ.setdefault("WANDB_CONSOLE", "off")  # our log has what is printed

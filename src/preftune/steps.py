@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from preftune import accelerate_configs, keys, store
+from preftune.accelerate_configs import Launch
 from preftune.children import launch_command, read_json_lines, run_child
 from preftune.data.steps import left_out
-from preftune.errors import StepError
+from preftune.errors import StepError, UserError
+from preftune.fitting import LESS, run_fitting
 from preftune.models import StartingModel
 from preftune.schema import Recipe
 from preftune.store import StepResult
@@ -28,10 +30,11 @@ def _quiet(_: str) -> None:
     pass
 
 
-def _child_env() -> dict[str, str]:
+def child_env(launch: Launch) -> dict[str, str]:
+    """What a process that loads a model finds in its environment, beside what is there."""
     return {
-        **os.environ,
-        "OMP_NUM_THREADS": str(keys.threads()),
+        **launch.environment(),
+        "OMP_NUM_THREADS": str(launch.threads(keys.threads())),
         "TOKENIZERS_PARALLELISM": "false",
         "DO_NOT_TRACK": "true",
         "PYTHONUNBUFFERED": "1",
@@ -39,21 +42,33 @@ def _child_env() -> dict[str, str]:
     }
 
 
-def _run(workspace: Workspace, module: str, job: dict[str, Any], key: str, config: str | None, tell: Tell) -> None:
+def _run(workspace: Workspace, module: str, job: dict[str, Any], key: str, launch: Launch, tell: Tell) -> None:
     folder = Path(job["folder"])
     job_file = folder / "job.json"
     job_file.write_text(json.dumps(job))
     what = module.rpartition(".")[2]
-    accelerate = accelerate_configs.choose(workspace, config)
+    if launch.notice:
+        tell(launch.notice)
+    if launch.machines > 1:
+        raise UserError(
+            f"{launch.config.name} names {launch.machines} machines, and a run starts processes on this one only",
+            "accelerate_config",
+            "train with accelerate launch on each machine (docs/gpu.md); then this command takes the training up",
+        )
     run_child(
-        launch_command(module, job_file, accelerate, accelerate_configs.processes(accelerate)),
+        launch_command(module, job_file, launch.config, launch.processes, launch.device == "cpu"),
         folder=folder,
         log=workspace.logs / f"{what}-{key}.log",
-        env=_child_env(),
+        env={**os.environ, **child_env(launch)},
         on_line=tell,
         what=what,
     )
     job_file.unlink()
+
+
+def _one_process(workspace: Workspace) -> Launch:
+    device = accelerate_configs.device()
+    return Launch(accelerate_configs.choose(workspace, "cpu" if device == "cpu" else "single_gpu"), 1, device)
 
 
 def _model_job(model: StartingModel, recipe: Recipe) -> dict[str, Any]:
@@ -88,8 +103,7 @@ def _make_evaluation(
             "max_length": keys.max_length(recipe),
             "truncation": keys.truncation(recipe),
         }
-        config = "cpu" if accelerate_configs.device() == "cpu" else "single_gpu"
-        _run(workspace, "preftune.evaluation", job, key, config, tell)
+        _run(workspace, "preftune.evaluation", job, key, _one_process(workspace), tell)
         counts = {n: sum(1 for _ in (folder / f"{n}.jsonl").open()) for n in ("pairs", "answers")}
         return {**counts, "notices": _probe(folder)}
 
@@ -136,11 +150,13 @@ def training_job(
     model: StartingModel,
     mixture: StepResult,
     lengths: StepResult,
+    launch: Launch,
 ) -> dict[str, Any]:
     """What `training.train` needs to know, in a training's folder."""
     data = mixture.folder(workspace)
     return {
         **_model_job(model, recipe),
+        "threads": launch.threads(keys.threads()),
         "folder": str(folder),
         "method": recipe.method,
         "model": {k: v for k, v in recipe.model.items() if k != "model_name_or_path"},
@@ -150,6 +166,7 @@ def training_job(
         "left_out": left_out(lengths, workspace),
         "eval_pairs": recipe.evaluation.training_pairs,
         "reference": str(workspace.home / "reference" / model.weights),
+        "fingerprint": keys.fingerprint(recipe, model, mixture),
     }
 
 
@@ -162,8 +179,11 @@ def make_train(
     lengths: StepResult,
     tell: Tell = _quiet,
     watch: Callable[[Path], AbstractContextManager[Any]] = nullcontext,
+    launch: Launch | None = None,
+    run: Callable[[dict[str, Any]], None] | None = None,
 ) -> StepResult:
-    """Trains the policy; goes on from the newest whole checkpoint of an earlier try.
+    """Trains the policy; goes on from the newest whole checkpoint of an earlier try, with less at a time when memory
+    runs out. The info says what was trained, and what was changed for memory (`out_of_memory`).
 
     Args:
         workspace: Where the store stands.
@@ -171,17 +191,30 @@ def make_train(
         recipe: The resolved recipe.
         model: The starting model.
         mixture: The pairs.
-        lengths: Which of them cannot be trained on.
+        lengths: What max_length does to them.
         tell: Called with each line for the user.
         watch: Given the file of metrics; held while the training runs in this process's child.
+        launch: How the training is launched; None: as the recipe and this machine say.
+        run: Runs the job in processes that are there already; None: launches them.
     """
+    launched = launch or accelerate_configs.launch(workspace, recipe.accelerate_config)
 
     def build(folder: Path) -> dict[str, Any]:
-        job = training_job(workspace, folder, recipe, model, mixture, lengths)
+        def start(job: dict[str, Any]) -> None:
+            _run(workspace, "preftune.training", job, key, launched, tell)
+
+        job = training_job(workspace, folder, recipe, model, mixture, lengths, launched)
         with watch(folder / "metrics.jsonl"):
-            _run(workspace, "preftune.training", job, key, recipe.accelerate_config, tell)
-        shutil.rmtree(folder / "checkpoints")  # they serve a retry of this step only
-        return json.loads((folder / "train.json").read_text())
+            if run is not None:  # in processes that are there already: they cannot be started afresh with less
+                run(job)
+                less = []
+            else:
+                less = run_fitting(start, job, launched.device == "cuda", tell)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # they serve a retry of this step only
+        summary = json.loads((folder / "train.json").read_text()) | {"out_of_memory": less}
+        (folder / "train.json").write_text(json.dumps(summary, indent=1))
+        (folder / LESS).unlink(missing_ok=True)
+        return summary
 
     # adapter_config.json names the base model's folder on this machine.
     volatile = ("timing.json", "runs/*", "model/adapter_config.json", "model/tokenizer_config.json")
@@ -234,7 +267,7 @@ def make_merged(
             [sys.executable, "-m", "preftune.merge", str(job_file)],
             folder=folder,
             log=workspace.logs / f"merge-{key}.log",
-            env=_child_env(),
+            env={**os.environ, **child_env(_one_process(workspace))},
             on_line=tell,
             what="merge",
         )

@@ -14,20 +14,21 @@ import time
 from pathlib import Path
 from typing import Any
 
-from preftune import checkpoints
+from preftune import checkpoints, ranks
 from preftune import training_setup as setup
 from preftune.children import child_main, read_json_lines, tell
 from preftune.errors import StepError, UserError
+from preftune.plan import no_batch
 from preftune.reporting import finish_reporting, prepare_reporting
 
 
-def _resume_point(folder: Path) -> Path | None:
+def _resume_point(folder: Path, fingerprint: dict[str, str]) -> Path | None:
     """The checkpoint to go on from; metrics that it will write again are taken back."""
-    found = checkpoints.newest_whole(folder / "checkpoints")
-    step = int(found.name.rpartition("-")[2]) if found else 0
+    found = checkpoints.to_resume(folder / "checkpoints", fingerprint)
+    step = checkpoints.step_of(found)
     kept = [r for r in read_json_lines(folder / "metrics.jsonl") if r["step"] <= step]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in kept))
-    if found:
+    checkpoints.write_whole(folder / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in kept))
+    if step:
         tell(f"resuming from step {step}")
     return found
 
@@ -61,10 +62,12 @@ def _build_trainer(job: dict[str, Any], folder: Path) -> tuple[Any, int]:
     arguments = setup.trainer_arguments(job["training"], folder / "checkpoints", setup.this_machine())
     if is_orpo:
         arguments["remove_unused_columns"] = False  # TRL sets it too, with a warning
+    asked = ranks.take_launcher_settings()
     try:
         args = config_class(**arguments)
     except ValueError as e:
         raise UserError(str(e).strip().splitlines()[0], "recipe", "correct the key") from None
+    _tell_overruled(asked, args)
     prepare_reporting(args.report_to, folder)
     settings = ModelConfig(**job["model"])
     tokenizer = AutoTokenizer.from_pretrained(job["model_path"], revision=job["revision"] or "main")
@@ -89,7 +92,7 @@ def _build_trainer(job: dict[str, Any], folder: Path) -> tuple[Any, int]:
         "eval_dataset": held_out,
         "processing_class": tokenizer,
         "peft_config": peft_config,
-        "callbacks": callbacks(folder),
+        "callbacks": callbacks(folder, job.get("fingerprint", {})),
     }
     if is_orpo:
         return trainer_class(**shared), len(data)
@@ -106,7 +109,8 @@ def train(job: dict[str, Any]) -> None:
     Args:
         job: `folder` (the step's partial folder), `method`, `recipe` (model and training sections), `model` (path,
             revision), `chat_template`, `train`, `test` (files of pairs), `left_out` (side → line numbers from 0, or
-            None), `eval_pairs`, `threads`, `reference` (folder of the starting model's log-probabilities).
+            None), `eval_pairs`, `threads`, `reference` (folder of the starting model's log-probabilities),
+            `fingerprint` (what a checkpoint must be of to be resumed from).
 
     Raises:
         UserError: If nothing can be learned from these settings and data.
@@ -114,15 +118,24 @@ def train(job: dict[str, Any]) -> None:
     """
     import torch
 
+    from preftune.guards import Guard
+
     torch.set_num_threads(job["threads"])  # the number of threads changes sums' last digits
     started = time.monotonic()
     folder = Path(job["folder"])
-    main_process = os.environ.get("RANK", "0") == "0"
+    main_process = ranks.rank() == 0
     trainer, pairs = _build_trainer(job, folder)
-    resume = _resume_point(folder) if main_process else checkpoints.newest_whole(folder / "checkpoints")
+    if trainer.args.dataloader_drop_last and pairs < (batch := trainer.args.train_batch_size * trainer.args.world_size):
+        raise no_batch(pairs, batch)
+    trainer.add_callback(Guard(trainer, folder))
+    resume = ranks.from_first(lambda: _resume_point(folder, job.get("fingerprint", {})))
     if resume:
         trainer.restore_metrics(resume)
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    except Exception as e:
+        e.add_note(f"after {trainer.state.global_step} of {trainer.state.max_steps} steps")  # for faults.named
+        raise
     state = trainer.state
     if state.global_step != state.max_steps:
         raise StepError(
@@ -133,6 +146,13 @@ def train(job: dict[str, Any]) -> None:
     trainer.save_model(str(folder / "model"))
     if main_process:
         _finish(folder, trainer, pairs, time.monotonic() - started)
+    ranks.leave()
+
+
+def _tell_overruled(asked: dict[str, str], args: Any) -> None:
+    for key, used in (("mixed_precision", args.mixed_precision), ("dynamo_backend", args.torch_compile_backend)):
+        if key in asked and asked[key] != (used or "no"):
+            tell(f"{key}: {used or 'no'}, as the recipe says; the launcher's file says {asked[key]}")
 
 
 def _finish(folder: Path, trainer: Any, pairs: int, seconds: float) -> None:

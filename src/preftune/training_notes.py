@@ -22,7 +22,7 @@ from preftune.schema import Recipe
 
 MIN_POINTS = 8  # of fewer logged values no trend is told
 MAX_POINTS = 300  # the slopes of all pairs of points are taken: more points are averaged in groups first
-START_LOSS = dict.fromkeys(("sigmoid", "robust", "sigmoid_norm"), math.log(2))  # where policy and reference agree
+START_LOSS: dict[str, float] = dict.fromkeys(("sigmoid", "robust", "sigmoid_norm"), math.log(2))  # policy = reference
 Point = tuple[float, float]
 Rows = Sequence[dict[str, Any]]
 
@@ -90,9 +90,9 @@ def trend(points: list[Point]) -> Estimate:
         points: (step, value), at least `MIN_POINTS`.
     """
     xs, ys = zip(*_thinned(points), strict=True)
-    found = stats.theilslopes(ys, xs, alpha=0.95)
+    slope, _, low, high = (float(x) for x in tuple(stats.theilslopes(ys, xs, alpha=0.95)))
     length = xs[-1] - xs[0]
-    return Estimate(*(float(s) * length for s in (found.slope, found.low_slope, found.high_slope)))
+    return Estimate(slope * length, low * length, high * length)
 
 
 def level(points: list[Point]) -> Estimate:

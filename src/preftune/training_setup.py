@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from preftune import ranks
 from preftune.children import read_json_lines, tell
 from preftune.errors import UserError
 
@@ -39,11 +40,12 @@ def trainer_arguments(training: dict[str, Any], output_dir: Path, machine: Machi
     Raises:
         UserError: If the recipe asks for bfloat16 on a GPU that has none.
     """
-    asked: dict[str, Any] = {}
+    # The first process counts tokens and reads caches for all; the others must not give up on it after half an hour.
+    asked: dict[str, Any] = {"ddp_timeout": 86_400}
     if not machine.has_cuda:
         # TRL's defaults are for a GPU: bf16 is ~100 times slower than fp32 on most CPUs, and gradient
         # checkpointing costs a second forward pass to save memory that a CPU has.
-        asked = {
+        asked |= {
             "use_cpu": True,
             "bf16": False,
             "activation_checkpointing": False,
@@ -54,18 +56,19 @@ def trainer_arguments(training: dict[str, Any], output_dir: Path, machine: Machi
             raise UserError("this GPU has no bfloat16", "bf16", "write fp16: true in its place (a T4 and older)")
         if training.get("bf16") is None:  # TRL's default is bf16: true
             tell("this GPU has no bfloat16: training in float16")
-            asked = {"bf16": False, "fp16": True}
+            asked |= {"bf16": False, "fp16": True}
     # transformers 5.23 calls it activation_checkpointing; recipes (and the TRL default) use the old name.
     renamed = {k.replace("gradient_checkpointing", "activation_checkpointing"): v for k, v in training.items()}
     return {**asked, "disable_tqdm": True, **renamed, "output_dir": str(output_dir)}
 
 
 def load_pairs(path: Path, rows: int | None = None) -> Any:
-    """The pairs of a file as a dataset of TRL's columns; only the first `rows`, where given."""
+    """A file's pairs as a dataset of TRL's columns and `id`, source and row; only the first `rows`, where given."""
     from datasets import Dataset
 
     pairs = read_json_lines(path)[:rows]
-    return Dataset.from_list([{k: p[k] for k in ("prompt", "chosen", "rejected")} for p in pairs])
+    names = [f"{p['source']} {p['row_id']}" for p in pairs]
+    return Dataset.from_dict({"id": names, **{k: [p[k] for p in pairs] for k in ("prompt", "chosen", "rejected")}})
 
 
 def trainable(
@@ -85,9 +88,11 @@ def trainable(
         return data
     lengths = [len(tokenize_prompt(tokenizer, row["prompt"])) for row in data]
     too_long = [i for i, n in enumerate(lengths) if n >= max_length]
-    with dropped.open("w") as f:
-        for i in too_long:
-            f.write(json.dumps({"row": i, "reason": "prompt_fills_max_length", "prompt_tokens": lengths[i]}) + "\n")
+    if ranks.rank() == 0:
+        with dropped.open("w") as f:
+            for i in too_long:
+                told = {"row": i, "reason": "prompt_fills_max_length", "prompt_tokens": lengths[i]}
+                f.write(json.dumps(told) + "\n")
     if too_long:
         tell(f"{len(too_long)} of {len(data)} pairs left out: the prompt alone fills max_length={max_length}")
     if len(too_long) == len(data):

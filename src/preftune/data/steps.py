@@ -41,6 +41,9 @@ def make_mixture(
         ]
         texts = evaluation_texts(evaluation_sources(validation, workspace))
         info = build_mixture(files, mixture, validation, texts, folder)
+        if info["train"] == 1:
+            advice = "nothing general is learned from it: add pairs, or raise the weights"
+            raise UserError("there is one pair to train on", "dataset_mixture", advice)
         return info | {f"{side}_sha256": file_sha256(folder / f"{side}.jsonl") for side in ("train", "test")}
 
     return store.make(workspace, "mixture", key, build)

@@ -162,4 +162,17 @@ def test_recipe_keys_win_over_the_machine_s() -> None:
 
     found = trainer_arguments({"gradient_checkpointing": True, "beta": 0.3}, Path("x"), has_cuda=False)
     assert (found["activation_checkpointing"], found["bf16"], found["beta"]) == (True, False, 0.3)
-    assert "bf16" not in trainer_arguments({}, Path("x"), has_cuda=True), "on a GPU TRL's default stands"
+    assert not {"bf16", "fp16"} & set(trainer_arguments({}, Path("x"), has_cuda=True)), "on a GPU TRL's default stands"
+
+
+def test_a_gpu_without_bf16_gets_fp16_where_the_recipe_is_silent() -> None:
+    """A T4 says that it supports bf16, and imitates it."""
+    from preftune.training import trainer_arguments
+
+    def precision(**training: bool) -> tuple[bool | None, bool | None]:
+        found = trainer_arguments(training, Path("x"), has_cuda=True, has_bf16=False)
+        return found.get("fp16"), found.get("bf16")
+
+    assert precision() == (True, None)
+    assert precision(bf16=False) == (None, False), "float32, as the recipe says"
+    assert precision(bf16=True) == (None, True)

@@ -10,10 +10,12 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from preftune import ranks
 from preftune.errors import PreftuneError, StepError, UserError
 
 TELL = "preftune| "  # a child's line for the user; all others are only kept in its log
@@ -70,10 +72,12 @@ def child_main(work: Callable[[dict[str, Any]], None]) -> None:
         work(job)
     except PreftuneError as e:
         report_error(Path(job["folder"]), e)
-        sys.exit(1)
+        ranks.end_process(1)
     except Exception as e:
         report_error(Path(job["folder"]), StepError(one_line(e)), unexpected=True)
-        raise
+        traceback.print_exc()
+        ranks.end_process(1)
+    ranks.end_process(0)
 
 
 def one_line(error: Exception) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from preftune import faults
+from preftune import faults, ranks
 from preftune.errors import OutOfMemory, PreftuneError, StepError, UserError
 
 TELL = "preftune| "  # a child's line for the user; all others are only kept in its log
@@ -79,14 +79,13 @@ def child_main(work: Callable[[dict[str, Any]], None]) -> None:
         work(job)
     except PreftuneError as e:
         report_error(folder, e)
-        sys.exit(1)
+        ranks.end_process(1)
     except Exception as e:
-        if (named := faults.named(e, folder)) is None:
-            report_error(folder, StepError(one_line(e)), unexpected=True)
-            raise
+        named = faults.named(e, folder)
+        report_error(folder, named or StepError(one_line(e)), unexpected=named is None)
         traceback.print_exc()  # for the log
-        report_error(folder, named)
-        sys.exit(1)
+        ranks.end_process(1)
+    ranks.end_process(0)
 
 
 def one_line(error: Exception) -> str:

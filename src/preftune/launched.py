@@ -4,7 +4,6 @@ The first process checks the recipe and prepares the data while the others wait;
 the store under the key that `preftune run` looks for, and in the recipe's output folder.
 """
 
-import json
 import os
 import shlex
 import signal
@@ -34,8 +33,8 @@ Trains the recipe (RECIPE, or --config RECIPE); any recipe key is an option: --l
 _OUT, _ERR = 1, 2
 
 
-def parse_arguments(arguments: list[str]) -> tuple[Path, dict[str, Any]]:
-    """The recipe and the overrides: `RECIPE --beta=0.2`, or `--config RECIPE --beta 0.2`.
+def parse_arguments(arguments: list[str]) -> tuple[Path, list[str]]:
+    """The recipe and the overrides' words: `RECIPE --beta=0.2`, or `--config RECIPE --beta 0.2`.
 
     Raises:
         UserError: If no recipe is named, or two are.
@@ -55,7 +54,7 @@ def parse_arguments(arguments: list[str]) -> tuple[Path, dict[str, Any]]:
             "scripts/run_dpo.py",
             "scripts/run_dpo.py recipes/my-dpo-experiment/config_starter.yaml --learning_rate=1e-6",
         )
-    return Path(named[0]), parse_overrides(rest)
+    return Path(named[0]), rest
 
 
 def _say(text: str) -> None:
@@ -78,11 +77,11 @@ def _to_log(log: Path) -> None:
     os.dup2(target, 2)
 
 
-def _lead(path: Path, overrides: dict[str, Any], launch: Launch, workspace: Workspace, log: Path) -> None:
+def _lead(path: Path, overrides: list[str], launch: Launch, workspace: Workspace, log: Path) -> None:
     """The first process: recipe, data, training, output folder."""
     if launch.notice:
         _say(launch.notice)
-    recipe, model, found = preflight(path, overrides, workspace)
+    recipe, model, found = preflight(path, parse_overrides(overrides), workspace)
     _say(f"training in {launch.processes} process(es) on {launch.device}; log: {workspace.display(log)}")
     for notice in recipe.notices:
         _say(f"note: {notice}")
@@ -169,7 +168,7 @@ def _publish(workspace: Workspace, recipe: Recipe, model: StartingModel, results
 
 def _next(
     path: Path,
-    overrides: dict[str, Any],
+    overrides: list[str],
     workspace: Workspace,
     recipe: Recipe,
     model: StartingModel,
@@ -179,7 +178,7 @@ def _next(
 ) -> str:
     """Where the result is, and the command that evaluates this very training."""
     done = f"the {'adapter' if train.info['adapter'] else 'model'} is in {recipe.output_dir}; "
-    command = ["preftune", "run", str(path), *(f"--{k}={_yaml(v)}" for k, v in overrides.items())]
+    command = ["preftune", "run", str(path), *overrides]
     config = [workspace.display(launch.config.resolve())] if launch.config.is_file() else []
     for name in (recipe.accelerate_config, *NAMES, *config):
         try:
@@ -195,18 +194,6 @@ def _next(
     )
 
 
-def _yaml(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _leave(code: int) -> NoReturn:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if code and ranks.world_size() > 1:
-        os._exit(code)  # the others may be inside a collective: no orderly end is to be had
-    sys.exit(code)
-
-
 def main() -> NoReturn:
     """Parses the command line and trains; ends the process with 0, 1 (failed) or 2 (wrong input).
 
@@ -217,11 +204,11 @@ def main() -> NoReturn:
     arguments, first, code = sys.argv[1:], ranks.rank() == 0, 0
     if {"-h", "--help"} & set(arguments):
         _say(USAGE) if first else None
-        _leave(0)
+        ranks.end_process(0)
     children.listener = _say
     try:
         if (launch := settle(launcher_options())) is None:
-            _leave(0)
+            ranks.end_process(0)
         if first:
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, children.interrupt)
@@ -247,4 +234,4 @@ def main() -> NoReturn:
         if first:
             _complain(str(StepError(one_line(e), "", "the log has the details")))
         code = 1
-    _leave(code)
+    ranks.end_process(code)

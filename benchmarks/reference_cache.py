@@ -203,7 +203,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.reference_cache", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument("--model", type=Path, help="model folder (default: the tests' tiny model)")
-    parser.add_argument("--pairs", type=int, default=64, help="pairs at first, of the starter recipe (at most 300)")
+    parser.add_argument("--pairs", type=int, default=40, help="pairs at first, of the starter recipe (at most 300)")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):

@@ -131,11 +131,15 @@ def _run(workspace: Workspace, recipe: Recipe, target: Path, repo: str | None, s
     if recipe.merge_adapter:
         key = keys.merged_key(recipe, model, train)
         results["merged"] = run.run(merge_adapter, key, recipe=recipe, model=model, train=train)
+    outcome = verdict.info["outcome"]
+    if repo and outcome == "reject":
+        get_run_logger().warning("not pushed to %s: the verdict is reject", repo)
+        repo = None
     publish_result(workspace, recipe, model, target, results, repo)
     url = tracking.compare_url(workspace, runs["experiment"], [runs["sft"], runs["policy"]])
     create_link_artifact(url, link_text="SFT against DPO in MLflow", key="mlflow-compare")
     create_markdown_artifact(summary.verdict_markdown(verdict.info), key="verdict")
-    hub = _push(recipe, target, repo, verdict.info["outcome"])  # last: all else is done if it fails
+    hub = push_result(recipe, target, repo, outcome) if repo else None  # last: all else is done if it fails
     return {
         "run_id": runs["policy"],
         "sft_run_id": runs["sft"],
@@ -150,18 +154,6 @@ def _run(workspace: Workspace, recipe: Recipe, target: Path, repo: str | None, s
         "compare_url": url,
         "seconds": round(time.time() - started, 1),
     }
-
-
-def _push(recipe: Recipe, target: Path, repo: str | None, outcome: str) -> str | None:
-    """The address that the policy was pushed to; a rejected one is not."""
-    if repo is None:
-        return None
-    if outcome == "reject":
-        get_run_logger().warning("not pushed to %s: the verdict is reject", repo)
-        return None
-    url = push_result(recipe, target, repo, outcome)
-    get_run_logger().info("pushed to %s", url)
-    return url
 
 
 def _links(workspace: Workspace) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +12,13 @@ from typing import Any
 import pytest
 from conftest import TEMPLATE, child_env, preftune
 from fake_hub import WRITER, FakeHub, fake_hub
+
+from preftune.errors import StepError
+from preftune.models import find_model
+from preftune.recipe import load_recipe
+from preftune.steps import make_merged
+from preftune.store import StepResult
+from preftune.workspace import Workspace
 
 pytestmark = pytest.mark.slow
 
@@ -139,10 +147,27 @@ def test_the_token_is_nowhere(again: dict[str, Any], project: Path) -> None:
             assert WRITER.encode() not in path.read_bytes(), path
 
 
-def test_a_rejected_policy_is_not_pushed(again: dict[str, Any], hub: FakeHub, command: Callable[..., Any]) -> None:
+def test_a_rejected_policy_is_not_pushed(
+    again: dict[str, Any], hub: FakeHub, command: Callable[..., Any], project: Path
+) -> None:
     done = command("--gate.max_nll_factor=1", "--gate.max_nll_offset=0")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert (result["verdict"]["outcome"], result["hub"]) == ("reject", None)
     assert "not pushed to me/tiny-dpo: the verdict is reject" in done.stderr
+    assert 'place = "data/tiny/merged"' in (project / "data/tiny/merged/README.md").read_text()
     assert len(hub.repos["me/tiny-dpo"].commits) == 1
+
+
+def test_a_merge_that_fails_names_the_way_on(again: dict[str, Any], project: Path) -> None:
+    """A torn adapter; the advice is also that of a merge for which memory does not suffice."""
+    workspace = Workspace(project, project / ".preftune")
+    recipe = load_recipe(project / RECIPE)
+    train = StepResult(step="train", key="torn", digest="torn", info={})
+    (trained,) = (f for f in (workspace.store / "train").iterdir())
+    shutil.copytree(trained, train.folder(workspace))
+    (train.folder(workspace) / "model/adapter_model.safetensors").write_bytes(b"torn")
+    with pytest.raises(StepError, match="merge failed") as e:
+        make_merged(workspace, "torn", recipe, find_model(recipe, workspace), train)
+    assert "--merge_adapter=false" in e.value.advice
+    assert not (workspace.store / "merged/torn").exists()

@@ -1,7 +1,7 @@
 """The memory formulas against tensors that autograd keeps, and against the allocator's peak of whole steps (CPU)."""
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -32,6 +32,17 @@ LLAMA: dict[str, Any] = {
     "eos_token_id": 2,
 }
 PAIRS, LENGTH, RANK = 2, 96, 8
+# peft 0.21 on a mixture of experts whose down projection has the wanted rank already
+pytestmark = pytest.mark.filterwarnings("ignore:The following .*_pattern keys did not match:RuntimeWarning")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Bytes do not depend on it, and small operations are slower on several."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def shape(config: dict[str, Any]) -> ModelShape:
@@ -181,7 +192,7 @@ def test_peak_of_a_whole_step(
     monkeypatch.setattr("trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE", 512)
     monkeypatch.setattr("preftune.activations.HEAD_VOCAB", 512)
     dtype, mixed = PRECISIONS[precision]
-    config = {**LLAMA, "num_hidden_layers": 6}
+    config = {**LLAMA, "num_hidden_layers": 4}
     model = build(config, dtype, lora)
     add_fused_lm_head(
         model.get_base_model() if lora else model, outputs=("log_probs", "entropy", "mean_logits", "is_top1")

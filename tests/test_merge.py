@@ -48,6 +48,7 @@ def trained(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..
             "model": model,
         }
         job |= {"train": str(folder / "pairs.jsonl"), "test": "", "left_out": None, "eval_pairs": 1}
+        job |= {"reference": str(folder / "reference")}
         train({**job, "folder": str(folder), "training": training})
         return folder / "model"
 

@@ -58,7 +58,7 @@ def card(tmp_path: Path, *, datasets: dict[str, str] | None = None, **more: Any)
     keys = {"use_peft": True, "lora_r": 4, **more.pop("keys", {})}
     entries = [{"id": name, "test_split": "test"} for name in datasets]
     recipe = resolve({**keys, "dataset_mixture": {"datasets": entries}}, Path("recipes/demo/config.yaml"))
-    model = StartingModel("my/sft", "my/sft", "c0ffee", "model-digest", "{{ x }}", str(tmp_path))
+    model = StartingModel("my/sft", "my/sft", "c0ffee", "model-digest", "{{ x }}", str(tmp_path), weights="w")
     made = {"place": "me/demo", "kind": "adapter", "recipe": recipe, "model": model, "verdict": VERDICT}
     return CardInput(**{**made, "results": results(*(source(n, d) for n, d in datasets.items())), **more})
 
@@ -103,7 +103,7 @@ def test_a_starting_model_whose_licence_is_not_known(tmp_path: Path, text: str |
 
 def test_the_embedded_model(tmp_path: Path) -> None:
     name = "embedded/SmolLM2-135M-Instruct"
-    model = StartingModel(name, "/home/me/.preftune/models/SmolLM2", None, "d", "t", str(tmp_path))
+    model = StartingModel(name, "/home/me/.preftune/models/SmolLM2", None, "d", "t", str(tmp_path), weights="w")
     made = render_card(card(tmp_path, model=model))
     found = head(made)
     assert (found["base_model"], found["license"]) == ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")
@@ -180,7 +180,9 @@ def test_no_folder_and_no_address_of_this_machine(tmp_path: Path) -> None:
     keys = {"model_name_or_path": "/home/me/models/sft", "chat_template": "{{ x }}", "output_dir": "/home/me/p/data/x"}
     keys |= {"validation": {"decontaminate": ["/home/me/secret/eval.jsonl"]}, "tracking": {"tags": {"who": "me@host"}}}
     datasets = {"/home/me/data/pairs.jsonl": "x" * 64, "~/other.jsonl": "y" * 64}
-    model = StartingModel("/home/me/models/sft", "/home/me/models/sft", None, "d", "t", "/home/me/models/sft")
+    model = StartingModel(
+        "/home/me/models/sft", "/home/me/models/sft", None, "d", "t", "/home/me/models/sft", weights="w"
+    )
     made = render_card(card(tmp_path, keys=keys, datasets=datasets, model=model))
     assert "/home" not in made and "me@host" not in made and "~/" not in made
     assert "base_model" not in head(made)

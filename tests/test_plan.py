@@ -11,7 +11,7 @@ import pytest
 from preftune import accelerate_configs, keys, store
 from preftune.data.pairs import Pair
 from preftune.models import StartingModel
-from preftune.plan import make_plan, step_count, training_value
+from preftune.plan import make_plan, sharding_of, step_count, training_value
 from preftune.recipe import resolve
 from preftune.schema import Recipe
 from preftune.store import StepResult
@@ -106,7 +106,7 @@ def test_training_value_is_the_recipe_s_or_trl_s() -> None:
 
 def counted(tokens: int, cut: int = 0, lost: int = 0) -> StepResult:
     """What the lengths step told."""
-    info = {"train": {"tokens": tokens, "cut": cut, "counts": {"prompt_fills_max_length": lost}}}
+    info = {"train": {"tokens": tokens, "cut": cut, "longest": 20, "counts": {"prompt_fills_max_length": lost}}}
     return StepResult(step="lengths", key="k", digest="d", info=info)
 
 
@@ -190,6 +190,45 @@ def test_a_plan_for_several_gpus(workspace: Workspace, monkeypatch: pytest.Monke
     plan = make_plan(recipe(), workspace, None, mixture_of(workspace, [pair(0, 1, 1, 1)]), None)
     assert (plan["device"], plan["accelerate_config"]) == ("cuda", "ddp.yaml")
     assert (plan["processes"], plan["effective_batch"]) == (4, 32)
+
+
+def test_memory_and_advice(workspace: Workspace, model: StartingModel, tmp_path: Path) -> None:
+    """From the model's own config.json, for rows as long as the longest one; nothing where the shape is not known."""
+    mixture = mixture_of(workspace, [pair(0, 1, 1, 1)])
+    blind = make_plan(recipe(model_name_or_path="mine/x"), workspace, model, mixture, counted(12))
+    assert blind["memory"] is None
+    assert any("memory is not planned" in line["text"] for line in blind["advice"])
+    config = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "intermediate_size": 64, "vocab_size": 400}))
+    plan = make_plan(recipe(), workspace, model, mixture, counted(12))
+    assert plan["memory"]["estimated"] and plan["memory"]["fits"]
+    assert (plan["memory"]["length"], plan["memory"]["micro_batch"]) == (20, 8)
+    assert "memory is not planned" not in str(plan["advice"])
+    whens = [line["when"] for line in plan["advice"]]
+    assert whens == sorted(whens, key=["launch", "not_improving", "too_slow", "better_results"].index)
+    assert "effective batch 8 is below 16–64" in plan["advice"][0]["text"]
+
+
+def test_a_model_that_has_yet_to_be_fetched_is_planned_for(workspace: Workspace) -> None:
+    """The embedded model's shape is known."""
+    plan = make_plan(recipe(), workspace, None, mixture_of(workspace, [pair(0, 1, 1, 1)]), None)
+    assert plan["memory"]["parts"]["weights"] == 4 * 134_515_008
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("distributed_type: 'NO'\n", None),
+        ("distributed_type: MULTI_GPU\nnum_processes: 8\n", None),
+        ("distributed_type: FSDP\nfsdp_config: {fsdp_version: 2}\n", "fsdp"),
+        ("distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 3}\n", "zero3"),
+        ("distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 2}\n", "zero2"),
+        ("distributed_type: DEEPSPEED\n", None),
+    ],
+)
+def test_how_a_launch_shares_the_model(tmp_path: Path, text: str, expected: str | None) -> None:
+    (tmp_path / "x.yaml").write_text(text)
+    assert sharding_of(tmp_path / "x.yaml") == expected
 
 
 def test_planning_imports_nothing_heavy() -> None:

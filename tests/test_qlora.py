@@ -113,12 +113,16 @@ def test_qlora_s_losses_are_those_of_bare_trl(
         "test": str(tmp_path / "train.jsonl"),
         "left_out": None,
         "eval_pairs": 4,
+        "reference": str(tmp_path / "reference"),
     }
-    job_file = tmp_path / "job.json"
+    job_file, bare_file = tmp_path / "job.json", tmp_path / "bare.json"
+    bare_file.write_text(json.dumps(job))
+    if method == "dpo":  # TRL's reference is online, ours comes from the cache
+        job["training"]["precompute_ref_log_probs"] = True
     job_file.write_text(json.dumps(job))
     (tmp_path / "bare.py").write_text(BARE)
     run("-m", "preftune.training", str(job_file), path=bitsandbytes)
-    out = run(str(tmp_path / "bare.py"), str(job_file), str(tmp_path / "bare"), path=bitsandbytes)
+    out = run(str(tmp_path / "bare.py"), str(bare_file), str(tmp_path / "bare"), path=bitsandbytes)
     expected = json.loads(out.partition("LOSSES ")[2].splitlines()[0])
     metrics = [json.loads(line)["metrics"] for line in (tmp_path / "partial/metrics.jsonl").read_text().splitlines()]
     assert len(expected) == 6

@@ -319,6 +319,21 @@ def test_values_that_are_not_finite_are_not_kept(tiny_model: Path, cache: Path, 
     assert trainer.reference_counts == {"train": counts(13, 12, 1)}
 
 
+def test_dropout_is_off(tiny_model: Path, cache: Path, tmp_path: Path) -> None:
+    """Also where it stays on in training: what is kept must not be a draw."""
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.5}))
+    new = tmp_path / "new"
+    trainer = our_trainer(model, made_pairs(), tmp_path / "run", reference=new, disable_dropout=False, **BASE)
+    kept = our_trainer(tiny_model, made_pairs(), tmp_path / "again", reference=cache, **BASE)
+    assert trainer.train_dataset["ref_chosen_logps"][:] == kept.train_dataset["ref_chosen_logps"][:]
+    trainer.model.train()
+    batch = trainer.data_collator([trainer.train_dataset[0]])
+    draws = {trainer.compute_ref_log_probs(trainer.model, batch)[0].item() for _ in range(4)}
+    assert len(draws) > 1, "a training step has dropout here"
+
+
 _KILLED = """
 import os, signal, sys
 from pathlib import Path

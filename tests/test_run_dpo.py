@@ -223,7 +223,7 @@ CPUS = "distributed_type: MULTI_CPU\nuse_cpu: true\nnum_processes: 2\n"
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, make_project: Callable[..., Path]) -> Path:
     """A LoRA training in two processes that nothing happened to."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    make_project(folder, use_peft=True, lora_r=4)
+    make_project(folder, use_peft=True, lora_r=4, merge_adapter=True)
     done = launch(folder, RECIPE, *LONG, options=PROCESSES)
     assert done.returncode == 0, done.stderr
     return folder
@@ -300,11 +300,12 @@ def test_ctrl_c_and_sigterm_lose_nothing(tmp_path: Path, start: Launch, undistur
 @pytest.mark.slow
 def test_a_run_takes_up_what_was_launched(undisturbed: Path) -> None:
     """The flow, told of two processes by its own file, finds the training and only evaluates."""
+    assert (undisturbed / "data/tiny/merged/model.safetensors").is_file()
     (undisturbed / "cpus.yaml").write_text(CPUS)
     done = preftune("run", RECIPE, "--json", "--accelerate_config=cpus.yaml", *LONG, cwd=undisturbed, **ENV)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert (result["steps"]["train"], result["steps"]["policy"]) == ("cached", "run")
+    assert [result["steps"][step] for step in ("train", "merged", "policy")] == ["cached", "cached", "run"]
     assert (undisturbed / "data/tiny/verdict.json").is_file()
     from mlflow import MlflowClient
 

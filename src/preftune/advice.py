@@ -239,6 +239,9 @@ def launch_advice(
     """
     lines = effective_batch(batch, int(value(recipe, "per_device_train_batch_size")), processes)
     lines += beta(recipe) + learning_rate(recipe) + epochs(recipe) + precision(recipe, device, sharded)
+    if shape is None:
+        text = "memory is not planned: this model's architecture, or its config.json, is not known here"
+        lines.append(Line("launch", "note", "model_name_or_path", text))
     lines += lora_targets(recipe, shape) if shape else []
     lines += memory(memory_plan) if memory_plan else []
     return sorted(lines, key=lambda line: line.level != "warning")

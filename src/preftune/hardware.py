@@ -67,6 +67,11 @@ def _ram() -> int:
     return min(total, int(limit)) if limit.isdigit() else total
 
 
+def cpu() -> Device:
+    """This computer without its GPUs."""
+    return Device("this computer's memory", _ram(), kind="cpu")
+
+
 @functools.cache
 def present() -> Device:
     """The device that a run here would train on: the GPU with the least memory of several, else the CPU."""
@@ -75,4 +80,4 @@ def present() -> Device:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if gpus := parse_gpus(done.stdout):
             return min(gpus, key=lambda gpu: gpu.memory)
-    return Device("this CPU's memory", _ram(), kind="cpu")
+    return cpu()

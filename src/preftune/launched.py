@@ -155,9 +155,16 @@ def _explain(error: Exception, folder: Path) -> PreftuneError:
 
 
 def _publish(workspace: Workspace, recipe: Recipe, model: StartingModel, results: dict[str, Any]) -> None:
-    target = output_folder(workspace, recipe.output_dir)
-    if not publish.holds(target, results["train"].key):  # else a run was here: its verdict and report stay
-        publish.publish_run(workspace, recipe, model, target, results)
+    target, train = output_folder(workspace, recipe.output_dir), results["train"]
+    if recipe.hub.push_to_hub:
+        _say("note: push_to_hub waits for the verdict")
+    merged = not recipe.merge_adapter or (target / "merged").is_dir()
+    if publish.holds(target, train.key) and merged:
+        return  # a run was here: its verdict and report stay
+    if recipe.merge_adapter:
+        key = keys.merged_key(recipe, model, train)
+        results["merged"] = steps.make_merged(workspace, key, recipe, model, train, _say)
+    publish.publish_run(workspace, recipe, model, target, results)
 
 
 def _next(

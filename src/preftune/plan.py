@@ -71,7 +71,8 @@ def _with_memory(
         sharding: How several devices share the model.
         longest: Tokens of the longest row, where they were counted.
     """
-    device, shape, processes = hardware.present(), find_shape(recipe.model_name, folder), plan["processes"]
+    device = hardware.cpu() if plan["device"] == "cpu" else hardware.present()
+    shape, processes = find_shape(recipe.model_name, folder), plan["processes"]
     if shape:
         plan["memory"] = plan_memory(recipe, shape, device, processes, sharding, longest)
     lines = launch_advice(

@@ -145,12 +145,18 @@ class ResumableDPOTrainer(DPOTrainer):
             pin_memory=self.args.dataloader_pin_memory,
             shuffle=False,
         )
-        model: Any = self.ref_model or self.model
-        if self.ref_model is None and self.is_deepspeed_enabled:
+        model: Any = self.model
+        if self.ref_model is not None:
+            model = self.ref_model
+        elif self.is_deepspeed_enabled:
             # Not prepared for training yet: its weights would be on the CPU, or in pieces.
             self._precompute_engine = self._precompute_engine or prepare_deepspeed(model, self.accelerator)
             model = self._precompute_engine
-        model.eval()  # no dropout, no router noise: what is kept for ever must not be a draw; a step sets it back
+        else:
+            # No dropout, no router noise: what is kept for ever must not be a draw. But in evaluation mode,
+            # bitsandbytes' 4-bit layers on a CPU compute otherwise, and lose precision for good.
+            is_4bit = getattr(model, "is_loaded_in_4bit", False)
+            model.train(is_4bit and self.accelerator.device.type == "cpu")
         began = told = time.monotonic()
         done = 0
         for batch in self.accelerator.prepare(loader):

@@ -142,7 +142,8 @@ def attempt(job: dict[str, Any], **fault: Any) -> tuple[int, dict[str, Any]]:
     process.start()
     process.join(120)
     assert process.exitcode is not None, "it hangs"
-    return process.exitcode, json.loads(error.read_text()) if error.exists() else {}
+    told = error.read_text() if error.exists() else ""
+    return process.exitcode, json.loads(told) if told else {}  # on a full disk there is no space for it
 
 
 @dataclass
@@ -161,7 +162,7 @@ class Prepared:
 
     @property
     def folder(self) -> Path:
-        return steps.train_folder(self.workspace, self.key)
+        return self.workspace.partial / "train" / self.key
 
     @property
     def registered(self) -> bool:
@@ -181,7 +182,8 @@ def prepare(project: Path, **overrides: Any) -> Prepared:
     return Prepared(workspace, recipe, model, mixture, make_lengths(workspace, recipe, model, mixture))
 
 
-def _train_project(project: Path) -> None:
+def _train_project(project: Path, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
     told: list[str] = []
     result = prepare(project).train(told)
     (project / f"told-{os.getpid()}.json").write_text(json.dumps({"told": told, "digest": result.digest}))
@@ -189,7 +191,7 @@ def _train_project(project: Path) -> None:
 
 def train_in_process(project: Path) -> Any:
     """A process of its own that trains a project, as a flow's does."""
-    process = _WARM.Process(target=_train_project, args=(project,))
+    process = _WARM.Process(target=_train_project, args=(project, dict(os.environ)))
     process.start()
     return process
 

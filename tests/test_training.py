@@ -240,3 +240,17 @@ def test_orpo_s_losses_are_those_of_bare_trl(job: dict[str, Any], model: dict[st
     train(job)
     assert (folder / "model" / name).read_bytes() == whole
     assert metrics_of(job) == steps
+
+
+def test_an_adapter_that_trains_in_float16_is_kept_in_float32() -> None:
+    import torch
+
+    from preftune.training_setup import widen_adapter
+
+    frozen, adapter, norm = (torch.nn.Linear(2, 2, bias=False) for _ in range(3))
+    frozen.bfloat16().requires_grad_(False)
+    adapter.bfloat16()
+    before = adapter.weight.detach().clone()
+    widen_adapter(torch.nn.ModuleList([frozen, adapter, norm]))
+    assert [m.weight.dtype for m in (frozen, adapter, norm)] == [torch.bfloat16, torch.float32, torch.float32]
+    assert torch.equal(adapter.weight.bfloat16(), before)

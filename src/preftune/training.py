@@ -127,6 +127,8 @@ def train(job: dict[str, Any]) -> None:
     trainer, pairs = _build_trainer(job, folder)
     if trainer.args.dataloader_drop_last and pairs < (batch := trainer.args.train_batch_size * trainer.args.world_size):
         raise no_batch(pairs, batch)
+    if trainer.args.fp16 and (job["model"].get("load_in_4bit") or job["model"].get("load_in_8bit")):
+        setup.widen_adapter(trainer.model)
     trainer.add_callback(Guard(trainer, folder))
     resume = ranks.from_first(lambda: _resume_point(folder, job.get("fingerprint", {})))
     if resume:

@@ -145,3 +145,16 @@ def lora_config(settings: Any) -> Any:
     if isinstance(config, LoraConfig) and not settings.lora_target_modules:
         config.target_modules = "all-linear"
     return config
+
+
+def widen_adapter(model: Any) -> None:
+    """Keeps a quantized model's adapter in float32 for training in float16; in place.
+
+    TRL casts it to bfloat16 (the QLoRA paper's), which the gradient scaler of float16 training cannot unscale: a T4
+    would stop at its first step (github.com/pytorch/pytorch/issues/127176).
+    """
+    import torch
+
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype == torch.bfloat16:
+            parameter.data = parameter.data.float()

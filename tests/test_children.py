@@ -118,7 +118,12 @@ def test_the_first_of_several_processes_is_the_cause(tmp_path: Path) -> None:
     assert report_error(tmp_path, UserError("the cause", "row 3"))
     assert not report_error(tmp_path, StepError("connection closed by peer"), unexpected=True)
     told = json.loads((tmp_path / ERROR_FILE).read_text())
-    assert (told["error"], told["where"], told["exit_code"], told["unexpected"]) == ("the cause", "row 3", 2, False)
+    assert (told["error"], told["where"], told["kind"], told["unexpected"]) == (
+        "the cause",
+        "row 3",
+        "UserError",
+        False,
+    )
 
 
 TOLD = (

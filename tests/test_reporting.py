@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import child_env, write_pairs
+from conftest import child_env
+from test_faults import training_job
 
 from preftune.errors import UserError
 from preftune.reporting import check_reporting
@@ -88,12 +89,10 @@ def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a training of 6 steps that reported to both, in a process of its own, without network."""
     pytest.importorskip("wandb")
     place = tmp_path_factory.mktemp("reported")
-    write_pairs(place / "train.jsonl", 12, 5)
     folder = place / "partial"
-    folder.mkdir()
     training = {
         "learning_rate": 0.01,
-        "num_train_epochs": 2.0,
+        "max_steps": 6,
         "per_device_train_batch_size": 4,
         "max_length": 128,
         "logging_steps": 1.0,
@@ -102,21 +101,7 @@ def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "hub_token": SECRET,
         "report_to": ["tensorboard", "wandb"],
     }
-    job = {
-        "folder": str(folder),
-        "model_path": str(tiny_model),
-        "revision": None,
-        "chat_template": None,
-        "threads": 1,
-        "method": "dpo",
-        "model": {},
-        "training": training,
-        "train": str(place / "train.jsonl"),
-        "test": str(place / "train.jsonl"),
-        "left_out": None,
-        "eval_pairs": 4,
-        "reference": str(place / "reference"),
-    }
+    job = training_job(tiny_model, folder) | {"model": {}, "training": training}
     (place / "job.json").write_text(json.dumps(job))
     env = child_env(WANDB_MODE="offline", HOME=str(place), https_proxy="http://127.0.0.1:9")
     command = [sys.executable, "-m", "preftune.training", str(place / "job.json")]

@@ -238,7 +238,7 @@ def test_out_of_memory_full_fine_tuning(tiny_model: Path, tmp_path: Path, method
     assert went_on[:6] == untouched[:6]
     # ORPO's NLL is a mean over a micro-batch's tokens, so its micro-batches count alike whatever their length.
     # float32's last digits: sums of two are added in another order.
-    assert went_on == pytest.approx(untouched, abs=1e-6 if method == "dpo" else 2e-2)
+    assert went_on == pytest.approx(untouched, abs=1e-6 if method == "dpo" else 1e-3)
 
 
 # --- through the parent -------------------------------------------------------------------------------------

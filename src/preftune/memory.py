@@ -31,7 +31,6 @@ class Settings:
         adapter_bytes: Bytes of an adapter's weight.
         optimizer: transformers' name.
         frozen_copy: Whether a frozen copy of the model stands beside it as the reference.
-        online: Whether the reference runs in every step.
         full_logits: Whether the loss builds all logits (ORPO).
         processes: Devices that train together.
         sharding: How they share the state: `zero2`, `zero3`, `fsdp`; None: each holds all of it.
@@ -53,7 +52,6 @@ class Settings:
     adapter_bytes: int = 4
     optimizer: str = "adamw_torch"
     frozen_copy: bool = False
-    online: bool = False
     full_logits: bool = False
     processes: int = 1
     sharding: Sharding | None = None

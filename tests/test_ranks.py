@@ -42,6 +42,8 @@ def write_job(folder: Path, model: Path, **training: Any) -> Path:
         "revision": None,
         "chat_template": None,
         "threads": 1,
+        "method": "dpo",
+        "reference": str(folder / "reference"),
         "model": {},
         "training": {
             "learning_rate": 0.01,

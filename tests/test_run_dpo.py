@@ -303,7 +303,8 @@ def test_what_fails_in_both_processes_is_one_message(tmp_path: Path, start: Laun
     broken = tmp_path / "broken"
     shutil.copytree(tiny_model, broken)
     subprocess.run([sys.executable, "-c", code, str(broken / "model.safetensors")], check=True)
-    process = start(command(RECIPE, f"--model_name_or_path={broken}", *LONG, options=PROCESSES))
+    online = "--precompute_ref_log_probs=false"  # the reference alone would tell, before any gradient
+    process = start(command(RECIPE, f"--model_name_or_path={broken}", online, *LONG, options=PROCESSES))
     _, err = process.communicate(timeout=300)
     assert process.returncode != 0
     assert err.startswith("preftune: ") and err.count("preftune: ") == 1, err

@@ -48,7 +48,7 @@ def test_the_starting_model_is_the_real_one(result: dict[str, Any]) -> None:
 def test_two_steps_move_it_the_right_way(result: dict[str, Any]) -> None:
     metrics = result["metrics"]["policy"]
     assert metrics["reward_margin_lo"] > 0
-    assert metrics["reward_accuracy"] > 0.5  # of 12 pairs: too few for an interval above a half
+    assert metrics["reward_accuracy"] > 0.5  # of 24 pairs; the interval that decides is the margin's
     assert metrics["kl_per_token"] != 0
 
 

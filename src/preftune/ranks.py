@@ -126,8 +126,9 @@ def leave() -> None:
 
 
 def end_process(code: int) -> NoReturn:
-    """Ends this process. One of several skips the interpreter's own clean-up, in which one was seen to wait for ever:
-    its launcher would wait with it, and after a failure the other processes would, too."""
+    """Ends this process. One of several skips the interpreter's own clean-up: once in some thirty launches a process
+    never came to its end after all was done (why was not found), and its launcher waited with it; after a failure the
+    other processes would, too."""
     if world_size() > 1:
         if code == 0:
             atexit._run_exitfuncs()

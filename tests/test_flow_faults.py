@@ -24,7 +24,7 @@ LONG = (
     "--save_steps=10",
     "--eval_strategy=no",
     "--learning_rate=1e-4",
-    "--evaluation.lm_eval_pairs=0",
+    "--evaluation.tasks=[]",
 )
 
 

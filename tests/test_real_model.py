@@ -18,7 +18,7 @@ SMALL = (
     "--evaluation.max_pairs=24",
     "--evaluation.max_prompts=4",
     "--evaluation.max_new_tokens=24",
-    "--evaluation.lm_eval_pairs=4",
+    "--evaluation.task_limit=4",
 )
 
 

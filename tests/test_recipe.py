@@ -486,7 +486,7 @@ def test_words_that_only_begin_like_a_token() -> None:
         ("evaluation: {max_pairs: 0}", "evaluation.max_pairs"),
         ("evaluation: {max_prompts: 0}", "evaluation.max_prompts"),
         ("evaluation: {max_new_tokens: 3}", "evaluation.max_new_tokens"),
-        ("evaluation: {lm_eval_pairs: -1}", "evaluation.lm_eval_pairs"),
+        ("evaluation: {task_limit: -1}", "evaluation.task_limit"),
         ("evaluation: {training_pairs: 0}", "evaluation.training_pairs"),
         ("evaluation: {batch_size: 0}", "evaluation.batch_size"),
         ("evaluation: {batch_size: 1.5}", "evaluation.batch_size"),

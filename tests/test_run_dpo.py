@@ -207,7 +207,7 @@ def test_no_recipe_and_two(arguments: list[str], message: str) -> None:
 # 24 pairs, batches of 2 x 2, 20 epochs: 120 steps, a checkpoint every 10.
 LONG = (
     *("--per_device_train_batch_size=2", "--num_train_epochs=20", "--save_steps=10", "--eval_strategy=no"),
-    *("--learning_rate=1e-4", "--evaluation.lm_eval_pairs=0"),
+    *("--learning_rate=1e-4", "--evaluation.tasks=[]"),
 )
 PROCESSES = ("--num_processes=2",)
 CPUS = "distributed_type: MULTI_CPU\nuse_cpu: true\nnum_processes: 2\n"

@@ -203,13 +203,13 @@ def evaluate(job: dict[str, Any]) -> None:
             for p, a, o, s in zip(asked, answers, own, sft, strict=True)
         ],
     )
-    if settings["lm_eval_pairs"]:
+    if "preference_pairs" in settings["tasks"]:
         began = time.monotonic()
         from preftune.lm_eval_pairs import run_pairs_task
 
         tell("lm-eval: preference_pairs")
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        run_pairs_task(base, tokenizer, pairs[: settings["lm_eval_pairs"]], folder, batch_size=batch * 2)
+        run_pairs_task(base, tokenizer, pairs[: settings["task_limit"]], folder, batch_size=batch * 2)
         timing["lm_eval"] = time.monotonic() - began
     (folder / "timing.json").write_text(json.dumps({k: round(v, 1) for k, v in timing.items()}))
 

@@ -138,7 +138,7 @@ def _evaluation_key(recipe: Recipe, model: StartingModel, mixture: StepResult) -
     return {
         "model": model.digest,
         "pairs": mixture.info["test_sha256"],
-        "evaluation": recipe.evaluation.model_dump(exclude={"preset", "training_pairs"}),
+        "evaluation": recipe.evaluation.model_dump(exclude={"preset", "training_pairs", "judge"}),
         "truncation": truncation(recipe),
         "device": accelerate_configs.device(),
         "max_length": max_length(recipe),

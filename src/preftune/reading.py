@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from preftune import schema
+from preftune import evaluation_schema, schema
 from preftune.conflicts import conflicts
 from preftune.data import registry
 from preftune.errors import UserError
@@ -246,28 +246,41 @@ def _no_secrets(value: Any, where: str) -> None:
 
 
 def _pydantic_error(error: Any, where: str) -> Problem:
-    path = ".".join("dataset_mixture" if p == "mixture" else str(p) for p in error["loc"])
+    loc = _without_tags(error["loc"])
+    path = ".".join("dataset_mixture" if p == "mixture" else str(p) for p in loc)
     if error["type"] == "extra_forbidden":
         model: Any = Recipe
         for part in error["loc"][:-1]:  # down to the section that holds the unknown key
-            if isinstance(part, str):
-                model = _section_model(model, part)
+            model = _section_model(model, part) if isinstance(part, str) else model
         names = [f"{path.rpartition('.')[0]}.{n}".lstrip(".") for n in model.model_fields]
         return path, unknown_key(path, names, where)
+    if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        kinds = " or ".join(_JUDGES)
+        return path, UserError(f"a judge needs kind: {kinds}", f"{where}: {path}.kind", "docs/judges.md has examples")
     message = error["msg"].removeprefix("Value error, ")
-    given = error.get("input")
+    given = None if path.endswith("base_url") else error.get("input")  # it may hold a password
     shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) else ""
     return path, UserError(f"{message}{shown}", f"{where}: {path}", "correct this key; docs/recipes.md explains each")
 
 
+_JUDGES = {"openai": evaluation_schema.OpenAIJudge, "reward_model": evaluation_schema.RewardModelJudge}
+
+
+def _without_tags(loc: tuple[Any, ...]) -> tuple[Any, ...]:
+    """pydantic's path without the names of a union's members: `evaluation.judge.openai.x` → `evaluation.judge.x`."""
+    return tuple(p for i, p in enumerate(loc) if not (i and loc[i - 1] == "judge" and p in _JUDGES))
+
+
 def _section_model(model: Any, field: str) -> Any:
     names = {
+        **_JUDGES,
+        "suites": evaluation_schema.Suite,
         "mixture": schema.Mixture,
         "dataset_mixture": schema.Mixture,
         "datasets": schema.DatasetEntry,
         "validation": schema.Validation,
-        "evaluation": schema.Evaluation,
-        "gate": schema.Gate,
+        "evaluation": evaluation_schema.Evaluation,
+        "gate": evaluation_schema.Gate,
         "tracking": schema.Tracking,
     }
     return names.get(field, model)

@@ -8,17 +8,13 @@ import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from preftune.data.check_list import CHECKS, Severity
+from preftune.evaluation_schema import Evaluation, Gate
+from preftune.section import Section
 
 EMBEDDED_MODEL = "embedded/SmolLM2-135M-Instruct"
-
-
-class Section(BaseModel):
-    """Frozen, and strict about unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DatasetEntry(Section):
@@ -134,45 +130,6 @@ class Validation(Section):
     def does(self, name: str) -> Severity:
         """What is done about a row or dataset that fails the check."""
         return self.severity.get(name, CHECKS[name].severity)
-
-
-PRESETS: dict[str, dict[str, int]] = {
-    "quick": {"max_pairs": 200, "max_prompts": 30, "max_new_tokens": 96, "lm_eval_pairs": 20},
-    "standard": {"max_pairs": 1000, "max_prompts": 200, "max_new_tokens": 256, "lm_eval_pairs": 500},
-    "full": {"max_pairs": 100_000, "max_prompts": 1000, "max_new_tokens": 512, "lm_eval_pairs": 100_000},
-}
-
-
-class Evaluation(Section):
-    """How SFT and policy are measured: the same pairs, prompts and decoding for both."""
-
-    preset: Literal["quick", "standard", "full"] = "quick"
-    max_pairs: int = Field(0, ge=1, description="held-out pairs that are scored")
-    max_prompts: int = Field(0, ge=1, description="held-out prompts that are answered (greedy)")
-    max_new_tokens: int = Field(0, ge=4, description="an answer is cut here and counts as not stopped")
-    lm_eval_pairs: int = Field(0, ge=0, description="held-out pairs in the lm-eval task; 0 leaves it out")
-    training_pairs: int = Field(64, ge=1, description="held-out pairs behind eval/loss while training")
-    batch_size: int = Field(8, ge=1, description="pairs in one forward pass")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _preset(cls, data: Any) -> Any:
-        if isinstance(data, dict) and isinstance(data.get("preset", "quick"), str):
-            return {**PRESETS.get(data.get("preset", "quick"), PRESETS["quick"]), **data}
-        return data
-
-
-class Gate(Section):
-    """The bars of the verdict. A loss counts as damage when the paired one-sided 95 % lower bound of it
-    exceeds its bar."""
-
-    min_reward_accuracy: float = Field(0.5, ge=0.5, lt=1, description="the interval must lie above this")
-    max_stop_loss: float = Field(0.10, ge=0, description="share of answers that no longer stop by themselves")
-    max_empty_gain: float = Field(0.01, ge=0, description="share of answers that became empty")
-    max_repetition_gain: float = Field(0.20, ge=0, description="seq-rep-4 above SFT's")
-    max_nll_factor: float = Field(2.0, ge=1, description="NLL under SFT: at most factor x SFT's + offset")
-    max_nll_offset: float = Field(1.0, ge=0, description="nats per token")
-    max_capability_loss: float = Field(0.02, ge=0, description="loss of accuracy on an lm-eval task")
 
 
 class Tracking(Section):

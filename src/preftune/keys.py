@@ -1,6 +1,6 @@
 """What each step's result depends on, as a key: the same key, the same result, on every machine.
 
-`steps.py` makes the results; `preftune check` asks for the keys alone.
+The `…_step(s).py` modules make the results; `preftune check` asks for the keys alone.
 """
 
 import os
@@ -11,11 +11,12 @@ from preftune.accelerate_configs import Launch
 from preftune.data import check_list
 from preftune.data.registry import default_languages
 from preftune.data.sources import Source
-from preftune.digest import code_version, json_digest, library_versions
+from preftune.digest import code_version, file_sha256, json_digest, library_versions
 from preftune.known_keys import snapshot
 from preftune.models import StartingModel
 from preftune.schema import Mixture, Recipe, Validation
-from preftune.store import StepResult
+from preftune.store import StepResult, find
+from preftune.suites import find_suite
 from preftune.workspace import Workspace
 
 # Keys of DPOConfig that change where and how much is written, not what is learned.
@@ -50,6 +51,7 @@ _TRAINING_CODE = (
     *("generation_settings", "reporting", "ranks", "guards"),
     *_LENGTHS_CODE,
 )
+_JUDGE_CODE = ("judges/run",)
 _EVALUATION_CODE = ("evaluation", "scoring", "tokens", "lm_eval_pairs", *_LENGTHS_CODE)
 
 
@@ -134,11 +136,21 @@ def audit_key(recipe: Recipe, lengths: StepResult | None, sources: list[StepResu
     )
 
 
-def _evaluation_key(recipe: Recipe, model: StartingModel, mixture: StepResult) -> dict[str, Any]:
+def _own_tasks(folder: str | None, workspace: Workspace) -> dict[str, str]:
+    """The content of the user's own lm-eval task files."""
+    if folder is None:
+        return {}
+    place = workspace.resolve(folder)
+    return {str(p.relative_to(place)): file_sha256(p) for p in sorted(place.rglob("*")) if p.is_file()}
+
+
+def _evaluation_key(recipe: Recipe, workspace: Workspace, model: StartingModel, mixture: StepResult) -> dict[str, Any]:
     return {
         "model": model.digest,
         "pairs": mixture.info["test_sha256"],
-        "evaluation": recipe.evaluation.model_dump(exclude={"preset", "training_pairs", "judge"}),
+        "evaluation": recipe.evaluation.model_dump(exclude={"preset", "training_pairs", "judge", "suites"}),
+        "suites": [find_suite(s, workspace).digest for s in recipe.evaluation.suites],
+        "tasks": _own_tasks(recipe.evaluation.task_folder, workspace),
         "truncation": truncation(recipe),
         "device": accelerate_configs.device(),
         "max_length": max_length(recipe),
@@ -148,10 +160,10 @@ def _evaluation_key(recipe: Recipe, model: StartingModel, mixture: StepResult) -
     }
 
 
-def baseline_key(recipe: Recipe, model: StartingModel, mixture: StepResult) -> str:
+def baseline_key(recipe: Recipe, workspace: Workspace, model: StartingModel, mixture: StepResult) -> str:
     """Key of the SFT model's evaluation: the model, the held-out side, the evaluation's settings. Not the
     training's: every recipe that starts from this model and holds out these pairs shares it."""
-    return json_digest({"step": "baseline", **_evaluation_key(recipe, model, mixture)})
+    return json_digest({"step": "baseline", **_evaluation_key(recipe, workspace, model, mixture)})
 
 
 def train_key(
@@ -200,9 +212,33 @@ def fingerprint(recipe: Recipe, model: StartingModel, mixture: StepResult) -> di
     }
 
 
-def policy_key(recipe: Recipe, model: StartingModel, mixture: StepResult, train: StepResult) -> str:
-    """Key of the policy's evaluation: as the baseline's, and the trained weights."""
-    return json_digest({"step": "policy", "policy": train.digest, **_evaluation_key(recipe, model, mixture)})
+def policy_key(recipe: Recipe, workspace: Workspace, model: StartingModel, mixture: StepResult, policy: str) -> str:
+    """Key of a policy's evaluation: as the baseline's, and the policy's weights (`policies.Policy.digest`)."""
+    return json_digest({"step": "policy", "policy": policy, **_evaluation_key(recipe, workspace, model, mixture)})
+
+
+def judge_key(recipe: Recipe, workspace: Workspace, baseline: StepResult, policy: StepResult) -> str:
+    """Key of a judge's work: both models' answers, the judge, its budget.
+
+    Where an earlier try lacks verdicts for passing reasons (time-outs, refused requests), it is a new key: the same
+    command asks again, and only for what is missing.
+    """
+    judge = recipe.evaluation.judge
+    assert judge is not None
+    depends = {
+        "step": "judge",
+        "baseline": baseline.digest,
+        "policy": policy.digest,
+        "judge": judge.model_dump(exclude={"concurrency", "timeout", "retries", "api_key_env", "batch_size"}),
+        "code": code_version(*_JUDGE_CODE),
+    }
+    tries = 0
+    while True:
+        key = json_digest({**depends, "tries": tries})
+        found = find(workspace, "judge", key)
+        if found is None or not found.info["again"]:
+            return key
+        tries += 1
 
 
 def merged_key(recipe: Recipe, model: StartingModel, train: StepResult) -> str:
@@ -224,20 +260,25 @@ def beta(recipe: Recipe) -> float:
     return float(recipe.training.get("beta", snapshot()["training"]["beta"]["default"]))
 
 
-def run_identity(recipe: Recipe, baseline: str, train: str) -> str:
-    """What makes one MLflow run: known before the training starts."""
-    return json_digest(
-        {"train": train, "baseline": baseline, "gate": recipe.gate.model_dump(), "code": code_version(*_VERDICT_CODE)}
-    )
+def run_identity(recipe: Recipe, baseline: str, policy: str) -> str:
+    """What makes one MLflow run, known before the training starts.
+
+    Args:
+        recipe: The resolved recipe.
+        baseline: The baseline's key.
+        policy: The training's key, or the digest of a policy on disk.
+    """
+    judge = recipe.evaluation.judge.model_dump() if recipe.evaluation.judge else None
+    bars = [recipe.gate.model_dump(), judge]
+    return json_digest({"policy": policy, "baseline": baseline, "bars": bars, "code": code_version(*_VERDICT_CODE)})
 
 
-def verdict_key(recipe: Recipe, baseline: StepResult, train: StepResult, policy: StepResult) -> str:
-    """Key of a verdict: both evaluations, the training, β and the bars."""
+def verdict_key(recipe: Recipe, results: dict[str, Any]) -> str:
+    """Key of a verdict: both evaluations, the training, the judge's verdicts, β and the bars."""
+    steps = ("baseline", "train", "policy", "judge")
     return json_digest(
         {
-            "baseline": baseline.digest,
-            "policy": policy.digest,
-            "train": train.digest,
+            **{step: results[step].digest for step in steps if step in results},
             "beta": beta(recipe),
             "gate": recipe.gate.model_dump(),
             "code": code_version(*_VERDICT_CODE, "training_notes", *_REPORT_CODE),

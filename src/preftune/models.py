@@ -124,7 +124,8 @@ def _template(folder: Path) -> str | None:
     return template
 
 
-def _weights_problem(folder: Path) -> str | None:
+def weights_problem(folder: Path) -> str | None:
+    """What is wrong with the weights' files, or None."""
     if any(folder.glob("*.safetensors")):
         return None
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
@@ -132,7 +133,7 @@ def _weights_problem(folder: Path) -> str | None:
     return "it holds no weights (*.safetensors)"
 
 
-def _folder_digests(folder: Path, cache: Path) -> dict[str, str]:
+def folder_digests(folder: Path, cache: Path) -> dict[str, str]:
     """The sha256 of each of a model's files; one whose size and time did not change is not read again."""
     files = sorted({p for pattern in _DIGEST_FILES for p in folder.glob(pattern)})
     try:
@@ -179,7 +180,7 @@ def find_model(recipe: Recipe, workspace: Workspace) -> StartingModel:
                 "merge the adapter into its base model first, and name the merged folder",
             )
         raise UserError("the folder holds no model (config.json)", f"model_name_or_path: {name}", "correct the path")
-    if not is_hub and (problem := _weights_problem(folder)):
+    if not is_hub and (problem := weights_problem(folder)):
         raise UserError(problem, f"model_name_or_path: {name}", "convert it with save_pretrained to safetensors")
     template = recipe.chat_template or _template(folder)
     if not template:
@@ -192,7 +193,7 @@ def find_model(recipe: Recipe, workspace: Workspace) -> StartingModel:
     if is_hub:
         content = weights = f"{name}@{commit}"
     else:
-        digests = _folder_digests(folder, workspace.models / "digests.json")
+        digests = folder_digests(folder, workspace.models / "digests.json")
         content = json_digest(digests)
         weights = {n: sha for n, sha in digests.items() if n == "config.json" or n.endswith(".safetensors")}
     digest = json_digest({"content": content, "template": template, "dtype": recipe.model.get("dtype")})

@@ -18,7 +18,7 @@ from preftune.workspace import Workspace, output_folder
 
 
 def preflight(
-    path: Path, overrides: Mapping[str, Any], workspace: Workspace
+    path: Path, overrides: Mapping[str, Any], workspace: Workspace, replaces_output: bool = True
 ) -> tuple[Recipe, StartingModel | None, list[Source]]:
     """Checks recipe, output folder, model and the head of every dataset.
 
@@ -26,6 +26,7 @@ def preflight(
         path: The recipe.
         overrides: Keys that win over it.
         workspace: The project and its workspace.
+        replaces_output: Whether the recipe's output folder will be written.
 
     Returns:
         The recipe, the starting model (None if the embedded one has yet to be fetched), the datasets.
@@ -36,7 +37,8 @@ def preflight(
     recipe = load_recipe(path, overrides)
     _check_machine(recipe, path)
     check_reporting(recipe.training.get("report_to"))
-    check_replaceable(output_folder(workspace, recipe.output_dir))
+    if replaces_output:
+        check_replaceable(output_folder(workspace, recipe.output_dir))
     launch(workspace, recipe.accelerate_config)
     check_name(recipe.model_name, recipe.method)
     workspace.make()

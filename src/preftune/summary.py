@@ -111,17 +111,19 @@ def length_notices(lengths: StepResult | None) -> list[str]:
 def lineage(recipe: Recipe, model: StartingModel, results: dict[str, Any], links: dict[str, str]) -> dict[str, str]:
     """Which data, model and code made this result; for the report."""
     versions = library_versions("torch", "transformers", "trl", "peft", "lm-eval", "prefect", "mlflow")
-    return {
+    found = {
         "starting model": f"{model.name} ({model.digest})",
         **{f"dataset {i + 1}": f"{s.info['id']} ({s.digest})" for i, s in enumerate(results["source"])},
         "training pairs": results["mixture"].info["train_sha256"],
         "held-out pairs": results["mixture"].info["test_sha256"],
-        **{f"{step} key": results[step].key for step in ("mixture", "baseline", "train", "policy")},
-        "trained weights": results["train"].digest,
-        "recipe": str(recipe.path.name),
-        **links,
-        "versions": ", ".join(f"{k} {v}" for k, v in versions.items()),
+        **{f"{s} key": results[s].key for s in ("mixture", "baseline", "train", "policy", "judge") if s in results},
     }
+    if "train" in results:
+        found["trained weights"] = results["train"].digest
+    if "evaluated" in results:
+        found["evaluated policy"] = f"{results['evaluated'].folder} ({results['evaluated'].digest})"
+    told = ", ".join(f"{k} {v}" for k, v in versions.items())
+    return {**found, "recipe": str(recipe.path.name), **links, "versions": told}
 
 
 def write_tracked(marker: Path, workspace: Workspace, runs: dict[str, str]) -> None:

@@ -195,10 +195,10 @@ def two_answers(text: str) -> bool:
     return "" not in parts[1:-1] and len(inner) == 2 and inner[0] != inner[1]
 
 
-def script(text: str, name: str) -> bool:
+def in_script(text: str, script: str) -> bool:
     """The letters are of a script (by their Unicode name: CYRILLIC, GREEK, HANGUL …), at least nine in ten."""
     letters = [c for c in text if c.isalpha()]
-    names = tuple(name.upper().split("|"))
+    names = tuple(script.upper().split("|"))
     own = sum(unicodedata.name(c, "").startswith(names) for c in letters)
     return bool(letters) and own >= 0.9 * len(letters)
 
@@ -209,7 +209,7 @@ RULES: dict[str, Callable[..., bool]] = {
         *(number_of_words, number_of_sentences, number_of_paragraphs, paragraph_starts_with, number_of_bullets),
         *(numbered_list, number_of_sections, number_of_highlights, number_of_placeholders, upper_case, lower_case),
         *(capital_words, has_words, word_frequency, lacks_words, letter_frequency, no_commas, starts_with, ends_with),
-        *(in_quotes, postscript, title, json_only, one_of, repeats_prompt, two_answers, script),
+        *(in_quotes, postscript, title, json_only, one_of, repeats_prompt, two_answers, in_script),
     )
 }
 

@@ -362,6 +362,11 @@ def test_helpsteer3_languages() -> None:
     assert found({k: v for k, v in HELPSTEER.items() if k != "language"}, "en") == []
 
 
+def test_helpsteer3_s_domain_is_the_topic() -> None:
+    [(_, _, generic)] = adapt([("r0", {**HELPSTEER, "domain": "STEM"})])
+    assert to_pair(generic, "s", "r0").topic == "STEM"
+
+
 def test_answers_that_look_like_transcripts_stay_answers() -> None:
     text = "Human: hello\n\nAssistant: hello"
     assert verdicts([{**HELPSTEER, "response1": text}]) == [([user("Q")], text, "B")]

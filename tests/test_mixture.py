@@ -169,6 +169,16 @@ def build(
     return build_mixture(sources, recipe, Validation(**validation), evaluation, folder)
 
 
+def test_topics_survive_the_mixture(tmp_path: Path) -> None:
+    sources = [[pair("a", i).model_copy(update={"topic": f"t{i}"}) for i in range(8)], pairs("b", 8)]
+    files: list[tuple[Path, Path | None]] = [
+        (write(tmp_path / f"{i}.jsonl", found), None) for i, found in enumerate(sources)
+    ]
+    build(files, mixture(1.0, 1.0), tmp_path)
+    found = [p for side in ("train", "test") for p in load_pairs(tmp_path / f"{side}.jsonl")]
+    assert {p.row_id: p.topic for p in found} == {p.row_id: p.topic for s in sources for p in s}
+
+
 def test_build_holds_out_a_tenth_by_default(tmp_path: Path) -> None:
     a = write(tmp_path / "a.jsonl", pairs("a", 50))
     info = build([(a, None)], mixture(1.0), tmp_path)

@@ -223,6 +223,32 @@ def test_scores(columns: dict[str, Any], expected: tuple[float | None, float | N
     assert (found.score_chosen, found.score_rejected) == expected
 
 
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({"topic": "code"}, "code"),
+        ({"category": " home,\ngarden "}, "home, garden"),
+        ({"domain": "stem", "subset": "x"}, "stem"),
+        ({"topic": None, "category": 7, "domain": "", "subset": "chat"}, "chat"),
+        ({"topic": "long " * 17}, None),  # 84 characters
+        ({"topic": "half \ud83d"}, "half ?"),
+        ({"topics": "code"}, None),
+        ({}, None),
+    ],
+)
+def test_topics(columns: dict[str, Any], expected: str | None) -> None:
+    """The first short label; it survives the file that carries the pair through the mixture."""
+    found = pair({"prompt": "Q", "chosen": "A", "rejected": "B", **columns})
+    assert found.topic == expected
+    assert Pair.model_validate_json(found.model_dump_json()).topic == expected
+
+
+def test_pairs_of_older_files_have_no_topic() -> None:
+    row = json.loads(pair({"prompt": "Q", "chosen": "A", "rejected": "B"}).model_dump_json())
+    del row["topic"]
+    assert Pair.model_validate(row).topic is None
+
+
 def test_groups_ignore_case_and_white_space() -> None:
     assert group_of([user("What  is\nIT?")]) == group_of([user("what is it?")])
     assert group_of([user("a")]) != group_of([user("b")])

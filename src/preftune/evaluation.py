@@ -1,7 +1,7 @@
-"""The evaluation child: one model (the SFT baseline, or the policy) measured on held-out pairs and prompts.
+"""The evaluation child: one model (the SFT baseline, or the policy) measured on held-out pairs, prompts and tasks.
 
-Started as `accelerate launch … --module preftune.evaluation JOB.json`. It writes numbers per pair and per
-answer; what compares two models is computed from these, in `verdict.py`.
+Started as `accelerate launch … --module preftune.evaluation JOB.json`. It writes numbers per pair, answer and
+document; what compares two models is computed from these, in `verdict.py`.
 """
 
 from preftune.children import die_with_parent
@@ -11,93 +11,62 @@ die_with_parent()
 import json
 import math
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from preftune.children import child_main, tell
+from preftune.children import child_main, read_json_lines, tell
+from preftune.data.pairs import Message, Pair
 from preftune.errors import UserError
+from preftune.progress import clock
+
+Row = dict[str, Any]
 
 
-def _write(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
+def _write(path: Path, rows: list[Row]) -> None:
+    """JSON lines; NaN becomes null, which JSON does not know otherwise."""
+    path.write_text("".join(json.dumps(_finite(r), ensure_ascii=False) + "\n" for r in rows))
 
 
-def _progress(what: str) -> Any:
-    began, told = time.monotonic(), [0.0]
+def _finite(row: Row) -> Row:
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+
+
+def progress(what: str) -> Any:
+    """Tells, every ten seconds, how much is done and how long the rest takes: a function of (done, total)."""
+    began, told = time.monotonic(), [time.monotonic()]
 
     def show(done: int, total: int) -> None:
         now = time.monotonic()
         if done == total or now - told[0] > 10:
             told[0] = now
-            tell(f"{what}: {done}/{total} ({now - began:.0f} s)")
+            spent = now - began
+            left = f", about {clock(spent / done * (total - done))} left" if 0 < done < total else ""
+            tell(f"{what}: {done}/{total} ({clock(spent)}{left})")
 
     return show
 
 
-def _load(job: dict[str, Any]) -> tuple[Any, Any, Any]:
-    """(tokenizer, the model to measure, a context in which it is the SFT model — or None if it is another one)."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    source = {"revision": job["revision"]} if job["revision"] else {}
-    tokenizer = AutoTokenizer.from_pretrained(job["model_path"], **source)
-    if job["chat_template"]:
-        tokenizer.chat_template = job["chat_template"]
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    options = {"dtype": job["dtype"], "use_safetensors": True}
-    policy = job.get("policy")
-    if policy and not (Path(policy) / "adapter_config.json").exists():
-        model = AutoModelForCausalLM.from_pretrained(policy, **options)
-        as_sft = None
-    else:
-        model = AutoModelForCausalLM.from_pretrained(job["model_path"], **options, **source)
-        as_sft = nullcontext
-        if policy:
-            from peft import PeftModel
-
-            model = PeftModel.from_pretrained(model, policy)
-            as_sft = model.disable_adapter
-    device: Any = "cuda" if torch.cuda.is_available() else "cpu"  # transformers wraps `to` in an untyped decorator
-    model = model.to(device).eval()
-    return tokenizer, model, as_sft
-
-
-def _eos_ids(tokenizer: Any, model: Any) -> set[int]:
-    configured = model.generation_config.eos_token_id
-    ids = set(configured if isinstance(configured, list) else [configured]) | {tokenizer.eos_token_id}
-    return {i for i in ids if i is not None}
-
-
-def evaluate(job: dict[str, Any]) -> None:
-    """Measures a model; see the files it writes.
-
-    Args:
-        job: `folder`, `model_path`, `revision`, `chat_template`, `dtype`, `policy` (a folder, for the policy
-            only), `pairs` (file), `left_out` (as in training.py), `evaluation` (the recipe's section), `max_length`,
-            `truncation`, `threads`.
-
-    Writes:
-        pairs.jsonl: row_id, group_id, source, chosen_logp, rejected_logp (nats, summed over the answer's
-            tokens), chosen_tokens, rejected_tokens.
-        answers.jsonl: row_id, prompt, text, tokens, stopped, seq_rep_4, logp (under the measured model),
-            sft_logp (under SFT).
-        lm_eval.jsonl, lm_eval.json: lm-eval's samples and results on the same pairs.
-    """
-    import torch
-
-    torch.set_num_threads(job["threads"])
-    from preftune.data.mixture import load_pairs
-    from preftune.scoring import answer_logps, generate, seq_rep
-    from preftune.tokens import tokenize_pair, tokenize_prompt
-
-    folder, settings, max_length = Path(job["folder"]), job["evaluation"], job["max_length"]
-    timing: dict[str, float] = {}
+@contextmanager
+def _part(timing: dict[str, float], name: str, doing: str) -> Iterator[None]:
+    """Counts a part's seconds; an error that ends it says where it was."""
     began = time.monotonic()
-    tokenizer, model, as_sft = _load(job)
-    timing["load"] = time.monotonic() - began
-    pairs = load_pairs(Path(job["pairs"]))[: settings["max_pairs"]]
+    try:
+        yield
+    except Exception as e:
+        e.add_note(f"while {doing}")
+        raise
+    timing[name] = round(time.monotonic() - began, 1)
+
+
+def _held_out(job: Row, tokenizer: Any) -> tuple[list[Pair], list[Any]]:
+    """The pairs of which something is left at max_length, and their tokens; the others are written down."""
+    from preftune.data.mixture import load_pairs
+    from preftune.tokens import tokenize_pair
+
+    max_length = job["max_length"]
+    pairs = load_pairs(Path(job["pairs"]))[: job["evaluation"]["max_pairs"]]
     tokens = [tokenize_pair(tokenizer, p) for p in pairs]
     gone = None if job["left_out"] is None else set(job["left_out"]["test"])
     fits = [
@@ -112,106 +81,158 @@ def evaluate(job: dict[str, Any]) -> None:
         )
     if left_out := [p.row_id for p, ok in zip(pairs, fits, strict=True) if not ok]:
         tell(f"{len(left_out)} of {len(pairs)} held-out pairs left out: nothing of them is left at {max_length=}")
-    _write(folder / "dropped.jsonl", [{"row_id": r} for r in left_out])
-    pairs = [p for p, ok in zip(pairs, fits, strict=True) if ok]
-    tokens = [t for t, ok in zip(tokens, fits, strict=True) if ok]
+    _write(Path(job["folder"]) / "dropped.jsonl", [{"row_id": r} for r in left_out])
+    kept = [(p, t) for p, t, ok in zip(pairs, tokens, fits, strict=True) if ok]
+    return [p for p, _ in kept], [t for _, t in kept]
 
-    began = time.monotonic()
-    batch = settings["batch_size"]
-    both = [(t.prompt, t.chosen) for t in tokens] + [(t.prompt, t.rejected) for t in tokens]
-    scores = answer_logps(
-        model,
-        both,
-        max_length=max_length,
-        batch_size=batch * 2,
-        keep_end=job["truncation"] == "keep_end",
-        progress=_progress("scored answers"),
-    )
+
+def _pair_rows(pairs: list[Pair], scores: list[Any]) -> list[Row]:
+    return [
+        {
+            "row_id": p.row_id,
+            "group_id": p.group_id,
+            "source": p.source,
+            "topic": p.topic,
+            "chosen_logp": c[0],
+            "rejected_logp": r[0],
+            "chosen_tokens": c[1],
+            "rejected_tokens": r[1],
+        }
+        for p, c, r in zip(pairs, scores[: len(pairs)], scores[len(pairs) :], strict=True)
+    ]
+
+
+def _answer_rows(asked: list[Pair], answers: list[Any], texts: list[str], sft: list[Any]) -> list[Row]:
+    from preftune.scoring import seq_rep
+
+    return [
+        {
+            "row_id": p.row_id,
+            "group_id": p.group_id,
+            "source": p.source,
+            "topic": p.topic,
+            "prompt": p.prompt,
+            "text": text,
+            "chosen": p.chosen[-1]["content"],
+            "tokens": len(a.ids) - a.stopped,
+            "stopped": a.stopped,
+            "seq_rep_4": seq_rep(a.ids),
+            "logp": a.logp,
+            "sft_logp": s[0],
+            "logp_tokens": len(a.ids),
+        }
+        for p, a, text, s in zip(asked, answers, texts, sft, strict=True)
+    ]
+
+
+def _suite_rows(questions: list[Row], ask: Any) -> list[Row]:
+    """Asks the suites' questions, turn by turn: a later turn follows the model's own answer to the one before.
+
+    Args:
+        questions: Lines of the job's file: `suite`, `id`, `category`, `turns` (each the messages that it adds),
+            `reference`, `generator`.
+        ask: From (conversations, what the progress line says) to (answers, texts).
+    """
+    turns: list[list[Row]] = [[] for _ in questions]
+    for turn in range(max((len(q["turns"]) for q in questions), default=0)):
+        open_ones = [i for i, q in enumerate(questions) if len(q["turns"]) > turn]
+        talks: list[list[Message]] = []
+        for i in open_ones:
+            said = turns[i][-1] if turn else None
+            before = [*said["prompt"], {"role": "assistant", "content": said["text"]}] if said else []
+            talks.append([*before, *questions[i]["turns"][turn]])
+        answers, texts = ask(talks, f"answered questions (turn {turn + 1})" if turn else "answered questions")
+        for i, talk, a, text in zip(open_ones, talks, answers, texts, strict=True):
+            turns[i].append({"prompt": talk, "text": text, "tokens": len(a.ids) - a.stopped, "stopped": a.stopped})
+    names = ("suite", "id", "category", "reference", "generator")
+    return [{**{n: q[n] for n in names}, "turns": t} for q, t in zip(questions, turns, strict=True)]
+
+
+def evaluate(job: Row) -> None:
+    """Measures a model; see the files it writes.
+
+    Args:
+        job: `folder`, `model_path`, `revision`, `chat_template`, `dtype`, `policy` (a folder with a model or an
+            adapter, for the policy only), `pairs` (file), `suites` (file of questions, or null), `left_out` (as in
+            training.py), `evaluation` (the recipe's section), `max_length`, `truncation`, `threads`.
+
+    Writes:
+        pairs.jsonl: row_id, group_id, source, topic, chosen_logp, rejected_logp (nats, summed over the answer's
+            tokens), chosen_tokens, rejected_tokens.
+        answers.jsonl: row_id, group_id, source, topic, prompt, text, chosen, tokens, stopped, seq_rep_4, logp (under
+            the measured model), sft_logp (under SFT), logp_tokens; of each prompt group once.
+        suite_answers.jsonl: suite, id, category, turns (prompt, text, tokens, stopped), reference, generator.
+        lm_eval.jsonl, lm_eval.json: lm-eval's samples and results.
+        timing.json: seconds by part.
+    """
+    import torch
+
+    torch.set_num_threads(job["threads"])
+    from preftune.loading import as_sft, end_ids, load_model, load_tokenizer
+    from preftune.scoring import answer_logps, generate
+    from preftune.tokens import tokenize_prompt
+
+    folder, settings = Path(job["folder"]), job["evaluation"]
+    batch, timing = settings["batch_size"], dict[str, float]()
+    with _part(timing, "load", "loading the model"):
+        tokenizer = load_tokenizer(job)
+        pairs, tokens = _held_out(job, tokenizer)
+        model = load_model(job, tokenizer)
+
+    with _part(timing, "pairs", "scoring the held-out pairs"):
+        scores = answer_logps(
+            model,
+            [(t.prompt, t.chosen) for t in tokens] + [(t.prompt, t.rejected) for t in tokens],
+            max_length=job["max_length"],
+            batch_size=batch * 2,
+            keep_end=job["truncation"] == "keep_end",
+            progress=progress("scored answers"),
+        )
     if (bad := sum(not math.isfinite(s[0]) for s in scores)) and job.get("policy") is None:
         raise UserError(
             f"the starting model gives {bad} of {len(scores)} held-out answers a likelihood that is not finite",
             job["model_path"],
             "its weights are damaged, or its dtype is too narrow: copy it again, or set dtype: float32",
         )
-    _write(
-        folder / "pairs.jsonl",
-        [
-            {
-                "row_id": p.row_id,
-                "group_id": p.group_id,
-                "source": p.source,
-                "chosen_logp": c[0],
-                "rejected_logp": r[0],
-                "chosen_tokens": c[1],
-                "rejected_tokens": r[1],
-            }
-            for p, c, r in zip(pairs, scores[: len(pairs)], scores[len(pairs) :], strict=True)
-        ],
-    )
-    timing["pairs"] = time.monotonic() - began
+    _write(folder / "pairs.jsonl", _pair_rows(pairs, scores))
 
-    began = time.monotonic()
-    first_of = {p.group_id: p for p in reversed(pairs)}  # each prompt once
-    asked = [p for p in pairs if first_of[p.group_id] is p][: settings["max_prompts"]]
-    prompts = [tokenize_prompt(tokenizer, p.prompt) for p in asked]
-    answers = generate(
-        model,
-        prompts,
-        eos_ids=_eos_ids(tokenizer, model),
-        pad_id=tokenizer.pad_token_id,
-        max_new_tokens=settings["max_new_tokens"],
-        batch_size=batch * 4,
-        progress=_progress("answered prompts"),
-    )
-    timing["answers"] = time.monotonic() - began
-
-    began = time.monotonic()
-    limit = max(len(p) + len(a.ids) for p, a in zip(prompts, answers, strict=True))
-    sequences = [(p, a.ids) for p, a in zip(prompts, answers, strict=True)]
-    own = answer_logps(model, sequences, max_length=limit, batch_size=batch * 2)
-    if job.get("policy") is None:
-        sft = own
-    elif as_sft is not None:
-        with as_sft():
-            sft = answer_logps(model, sequences, max_length=limit, batch_size=batch * 2)
-    else:
-        from transformers import AutoModelForCausalLM
-
-        source = {"revision": job["revision"]} if job["revision"] else {}
-        reference = AutoModelForCausalLM.from_pretrained(
-            job["model_path"], dtype=job["dtype"], use_safetensors=True, **source
+    def ask(talks: list[list[Message]], what: str) -> tuple[list[Any], list[str]]:
+        answers = generate(
+            model,
+            [tokenize_prompt(tokenizer, talk) for talk in talks],
+            eos_ids=end_ids(tokenizer, model),
+            pad_id=tokenizer.pad_token_id,
+            max_new_tokens=settings["max_new_tokens"],
+            batch_size=batch * 4,
+            progress=progress(what),
         )
-        reference = reference.to(model.device).eval()
-        sft = answer_logps(reference, sequences, max_length=limit, batch_size=batch * 2)
-        del reference
-    timing["answer_logps"] = time.monotonic() - began
-    _write(
-        folder / "answers.jsonl",
-        [
-            {
-                "row_id": p.row_id,
-                "prompt": p.prompt,
-                "text": tokenizer.decode(a.ids, skip_special_tokens=True).strip(),
-                "chosen": p.chosen[-1]["content"],
-                "tokens": len(a.ids) - a.stopped,
-                "stopped": a.stopped,
-                "seq_rep_4": seq_rep(a.ids),
-                "logp": o[0],
-                "sft_logp": s[0],
-                "logp_tokens": o[1],
-            }
-            for p, a, o, s in zip(asked, answers, own, sft, strict=True)
-        ],
-    )
-    if "preference_pairs" in settings["tasks"]:
-        began = time.monotonic()
-        from preftune.lm_eval_pairs import run_pairs_task
+        return answers, [tokenizer.decode(a.ids, skip_special_tokens=True).strip() for a in answers]
 
-        tell("lm-eval: preference_pairs")
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        run_pairs_task(base, tokenizer, pairs[: settings["task_limit"]], folder, batch_size=batch * 2)
-        timing["lm_eval"] = time.monotonic() - began
-    (folder / "timing.json").write_text(json.dumps({k: round(v, 1) for k, v in timing.items()}))
+    with _part(timing, "answers", "answering the held-out prompts"):
+        first_of = {p.group_id: p for p in reversed(pairs)}  # each prompt once
+        asked = [p for p in pairs if first_of[p.group_id] is p][: settings["max_prompts"]]
+        answers, texts = ask([p.prompt for p in asked], "answered prompts")
+
+    with _part(timing, "suites", "answering the suites' questions"):
+        questions = read_json_lines(Path(job["suites"])) if job.get("suites") else []
+        _write(folder / "suite_answers.jsonl", _suite_rows(questions, ask))
+
+    if "preference_pairs" in settings["tasks"]:
+        with _part(timing, "tasks", "running lm-eval"):
+            from preftune.lm_eval_pairs import run_pairs_task
+
+            tell("lm-eval: preference_pairs")
+            base = model.get_base_model() if hasattr(model, "get_base_model") else model
+            run_pairs_task(base, tokenizer, pairs[: settings["task_limit"]], folder, batch_size=batch * 2)
+
+    with _part(timing, "sft_logp", "scoring the answers under SFT"), as_sft(job, model) as sft_model:
+        sequences = [(tokenize_prompt(tokenizer, p.prompt), a.ids) for p, a in zip(asked, answers, strict=True)]
+        limit = max(len(prompt) + len(answer) for prompt, answer in sequences)
+        sft = answer_logps(
+            sft_model, sequences, max_length=limit, batch_size=batch * 2, progress=progress("scored under SFT")
+        )
+    _write(folder / "answers.jsonl", _answer_rows(asked, answers, texts, sft))
+    (folder / "timing.json").write_text(json.dumps(timing))
 
 
 if __name__ == "__main__":

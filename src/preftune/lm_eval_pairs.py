@@ -7,6 +7,7 @@ template renders it.
 # lm-eval's decorators hide its signatures from the type checker.
 # pyright: reportCallIssue=false, reportTypedDictNotRequiredAccess=false
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -69,9 +70,19 @@ def run_pairs_task(model: Any, tokenizer: Any, pairs: list[Pair], folder: Path, 
         fewshot_random_seed=0,
     )
     assert found is not None
-    results = {k.removesuffix(",none"): v for k, v in found["results"][TASK].items() if isinstance(v, float)}
+    metrics = ("acc", "acc_norm")
+    samples = sorted(found["samples"][TASK], key=lambda s: s["doc_id"])
+    results = {
+        "metrics": {k.removesuffix(",none"): v for k, v in found["results"][TASK].items() if isinstance(v, float)},
+        "main": "acc",
+        "higher_is_better": dict.fromkeys(metrics, True),
+        "binary": dict.fromkeys(metrics, True),
+        "n": len(samples),
+    }
     (folder / "lm_eval.json").write_text(json.dumps({TASK: results}, indent=1))
     with (folder / "lm_eval.jsonl").open("w") as f:
-        for sample in sorted(found["samples"][TASK], key=lambda s: s["doc_id"]):
-            row = {"task": TASK, "doc_id": sample["doc_id"], "row_id": sample["doc"]["row_id"]}
-            f.write(json.dumps({**row, "acc": sample["acc"], "acc_norm": sample["acc_norm"]}) + "\n")
+        for sample, pair in zip(samples, pairs, strict=True):
+            row = {"task": TASK, "doc_id": sample["doc_id"], "id": pair.row_id}
+            row["digest"] = hashlib.sha256(sample["doc"]["context"].encode()).hexdigest()[:16]
+            row["cluster"] = pair.group_id
+            f.write(json.dumps({**row, "metrics": {m: sample[m] for m in metrics}}) + "\n")

@@ -82,6 +82,7 @@ class Answer:
 
     ids: list[int]
     stopped: bool
+    logp: float = 0.0
 
 
 @torch.inference_mode()
@@ -135,7 +136,14 @@ def generate(
             answers[i] = Answer(new, False) if end is None else Answer(new[: end + 1], True)
         done += len(batch)
         progress(done, len(prompts))
-    return answers
+    limit = max(len(p) + len(a.ids) for p, a in zip(prompts, answers, strict=True))
+    scores = answer_logps(
+        model,
+        [(p, a.ids) for p, a in zip(prompts, answers, strict=True)],
+        max_length=limit,
+        batch_size=max(1, batch_size // 2),
+    )
+    return [Answer(a.ids, a.stopped, s[0]) for a, s in zip(answers, scores, strict=True)]
 
 
 def seq_rep(ids: Sequence[int], n: int = 4) -> float:

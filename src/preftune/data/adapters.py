@@ -9,7 +9,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from preftune.data.pairs import PROMPT_COLUMNS, Drop, is_number
+from preftune.data.labels import is_number
+from preftune.data.pairs import PROMPT_COLUMNS, Drop
 from preftune.data.trees import pair_siblings
 
 
@@ -111,6 +112,7 @@ def _helpsteer3(row: Mapping[str, Any]) -> dict[str, Any] | Drop:
         "rejected": first if preference > 0 else second,
         "tie": preference == 0,
         "language": row.get("language"),
+        "domain": row.get("domain"),
     }
 
 

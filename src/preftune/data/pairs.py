@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from preftune.data.check_list import REASONS
+from preftune.data.labels import score_of, topic_of
 from preftune.data.languages import language_code
 
 Message = dict[str, str]
@@ -50,6 +51,7 @@ class Pair(BaseModel):
         group_id: Pairs with one group never fall on both sides of a split.
         score_chosen: The source's own score, where it has one.
         score_rejected: Likewise.
+        topic: What it is about, where the source says so in a short label.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -61,6 +63,7 @@ class Pair(BaseModel):
     group_id: str
     score_chosen: float | None = None
     score_rejected: float | None = None
+    topic: str | None = None
 
 
 class Drop(Exception):
@@ -126,26 +129,6 @@ def _has_no_value(value: Any) -> bool:
 
 def _first(row: Mapping[str, Any], names: tuple[str, ...]) -> Any:
     return next((row[n] for n in names if n in row and not _has_no_value(row[n])), None)
-
-
-def is_number(value: Any) -> bool:
-    """Whether it is a number, and no endless one; JSON's true is none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300
-
-
-def _score(row: Mapping[str, Any], side: str) -> float | None:
-    names = (f"score_{side}", f"{side}_score", f"{side}-rating", f"{side}_rating")
-    return next((score for n in names if (score := _number(row.get(n))) is not None), None)
-
-
-def _number(value: Any) -> float | None:
-    """The number, also one that is written as a text."""
-    if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            return None
-    return float(value) if is_number(value) else None
 
 
 def text_of(messages: list[Message]) -> str:
@@ -229,8 +212,9 @@ def to_pair(row: Any, source: str, row_id: str) -> Pair:
         source=source,
         row_id=row_id,
         group_id=f"{source}:{group}" if group else group_of(prompt),
-        score_chosen=_score(row, "chosen"),
-        score_rejected=_score(row, "rejected"),
+        score_chosen=score_of(row, "chosen"),
+        score_rejected=score_of(row, "rejected"),
+        topic=topic_of(row),
     )
 
 

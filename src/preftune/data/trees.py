@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from preftune.data.pairs import ROLES, Drop, is_number
+from preftune.data.labels import is_number
+from preftune.data.pairs import ROLES, Drop
 
 _ROOT, _GONE = -1, -2  # in place of a parent's index
 

@@ -12,6 +12,7 @@ from preftune import keys, store, summary, tracking
 from preftune.data.decontamination import evaluation_sources
 from preftune.data.sources import find_source
 from preftune.digest import json_digest
+from preftune.judges.find import find_judge
 from preftune.models import StartingModel, embedded_folder, find_model
 from preftune.publish import git_revision
 from preftune.schema import EMBEDDED_MODEL, Recipe
@@ -97,9 +98,10 @@ def run_verdict(pipeline: Pipeline, identity: str) -> dict[str, str]:
     """
     run, recipe, workspace, results = pipeline.run, pipeline.recipe, pipeline.workspace, pipeline.results
     if recipe.evaluation.judge is not None:
-        key = keys.judge_key(recipe, workspace, results["baseline"], results["policy"])
+        judge = find_judge(recipe.evaluation.judge, workspace)
         judged = {"baseline": results["baseline"], "policy": results["policy"]}
-        results["judge"] = run(judge_answers, key, recipe=recipe, **judged)
+        key = keys.judge_key(judge, workspace, **judged)
+        results["judge"] = run(judge_answers, key, judge=judge, **judged)
     links = _links(workspace)
     verdict = run(
         reach_verdict,

@@ -11,6 +11,7 @@ from prefect import get_run_logger, task
 from preftune import evaluation_steps, tracking, training_step
 from preftune.children import Tail
 from preftune.evaluation_schema import RewardModelJudge
+from preftune.judges.find import FoundJudge
 from preftune.live_metrics import LiveMetrics, outage_note
 from preftune.models import StartingModel, prepare_embedded
 from preftune.schema import Recipe
@@ -78,13 +79,13 @@ def evaluate_policy(
 
 @task(name="judge", **_GPU_TASK)
 def judge_answers(
-    key: str, workspace: Workspace, recipe: Recipe, baseline: StepResult, policy: StepResult
+    key: str, workspace: Workspace, judge: FoundJudge, baseline: StepResult, policy: StepResult
 ) -> StepResult:
     """Has both models' answers compared; a reward model on this machine holds the GPU slot."""
     tell = get_run_logger().info
-    local = isinstance(recipe.evaluation.judge, RewardModelJudge)
+    local = isinstance(judge.settings, RewardModelJudge)
     with gpu_slot(workspace, "judge", key) if local else nullcontext():
-        return evaluation_steps.make_judge(workspace, key, recipe, baseline, policy, tell)
+        return evaluation_steps.make_judge(workspace, key, judge, baseline, policy, tell)
 
 
 @contextmanager

@@ -84,7 +84,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "from preftune.workspace import Workspace; f = Path.cwd();"
             "prepare_embedded(Workspace(f, f / '.preftune').make(), print)"
         )
-        subprocess.run([sys.executable, "-c", code], cwd=folder, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=folder, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+        )
     return folder
 
 

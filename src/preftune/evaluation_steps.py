@@ -6,6 +6,7 @@ from typing import Any
 
 from preftune import keys, store
 from preftune.data.steps import left_out
+from preftune.judges.find import FoundJudge
 from preftune.model_process import Tell, model_job, one_process, quiet, run_model_child
 from preftune.models import StartingModel
 from preftune.schema import Recipe
@@ -43,22 +44,21 @@ def make_policy(
 def make_judge(
     workspace: Workspace,
     key: str,
-    recipe: Recipe,
+    judge: FoundJudge,
     baseline: StepResult,
     policy: StepResult,
     tell: Tell = quiet,
 ) -> StepResult:
-    """Has the recipe's judge compare both models' answers. The info is judge.json, and `again`: how many verdicts are
-    missing for reasons that may have passed when the same is asked again."""
+    """Has the judge compare both models' answers. The info is judge.json, and `again`: how many verdicts are missing
+    for reasons that may have passed when the same is asked again."""
 
     def build(folder: Path) -> dict[str, Any]:
-        from preftune.judges.run import TRANSIENT, run_judge
+        from preftune.judges.run import run_judge
 
-        judge = recipe.evaluation.judge
-        assert judge is not None
-        places = baseline.folder(workspace), policy.folder(workspace)
-        found = run_judge(judge, *places, folder, workspace, tell)
-        return {**found, "again": sum(n for reason, n in found["errors"].items() if reason in TRANSIENT)}
+        places = baseline.folder(workspace), policy.folder(workspace), folder
+        log = workspace.logs / f"judge-{key}.log"
+        found = run_judge(judge, *places, workspace.home / "judgements", log, tell)
+        return {**found, "again": sum(n for reason, n in found["errors"].items() if reason != "malformed")}
 
     waiting = "another run has these answers judged: waiting"
     return store.make(workspace, "judge", key, build, volatile=("judge.json",), on_wait=lambda: tell(waiting))

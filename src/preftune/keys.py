@@ -3,6 +3,7 @@
 The `…_step(s).py` modules make the results; `preftune check` asks for the keys alone.
 """
 
+import itertools
 import os
 from typing import Any
 
@@ -12,6 +13,7 @@ from preftune.data import check_list
 from preftune.data.registry import default_languages
 from preftune.data.sources import Source
 from preftune.digest import code_version, file_sha256, json_digest, library_versions
+from preftune.judges.find import FoundJudge
 from preftune.known_keys import snapshot
 from preftune.models import StartingModel
 from preftune.schema import Mixture, Recipe, Validation
@@ -51,7 +53,10 @@ _TRAINING_CODE = (
     *("generation_settings", "reporting", "ranks", "guards"),
     *_LENGTHS_CODE,
 )
-_JUDGE_CODE = ("judges/run",)
+_JUDGE_CODE = (
+    *("judges/run", "judges/interface", "judges/prompts", "judges/replies", "judges/language_model"),
+    *("judges/endpoint", "judges/ledger", "judges/reward_model", "judges/reward_scores"),
+)
 _EVALUATION_CODE = ("evaluation", "scoring", "tokens", "lm_eval_pairs", *_LENGTHS_CODE)
 
 
@@ -217,28 +222,20 @@ def policy_key(recipe: Recipe, workspace: Workspace, model: StartingModel, mixtu
     return json_digest({"step": "policy", "policy": policy, **_evaluation_key(recipe, workspace, model, mixture)})
 
 
-def judge_key(recipe: Recipe, workspace: Workspace, baseline: StepResult, policy: StepResult) -> str:
-    """Key of a judge's work: both models' answers, the judge, its budget.
+def judge_key(judge: FoundJudge, workspace: Workspace, baseline: StepResult, policy: StepResult) -> str:
+    """Key of a judge's work: both models' answers, and the judge.
 
-    Where an earlier try lacks verdicts for passing reasons (time-outs, refused requests), it is a new key: the same
+    Where an earlier try lacks verdicts that could still be had (time-outs, the budget), it is a new key: the same
     command asks again, and only for what is missing.
     """
-    judge = recipe.evaluation.judge
-    assert judge is not None
-    depends = {
-        "step": "judge",
-        "baseline": baseline.digest,
-        "policy": policy.digest,
-        "judge": judge.model_dump(exclude={"concurrency", "timeout", "retries", "api_key_env", "batch_size"}),
-        "code": code_version(*_JUDGE_CODE),
-    }
-    tries = 0
-    while True:
+    answers = {"baseline": baseline.digest, "policy": policy.digest}
+    depends = {"step": "judge", **answers, "judge": judge.digest, "code": code_version(*_JUDGE_CODE)}
+    for tries in itertools.count():
         key = json_digest({**depends, "tries": tries})
         found = find(workspace, "judge", key)
         if found is None or not found.info["again"]:
             return key
-        tries += 1
+    raise AssertionError("counting has no end")
 
 
 def merged_key(recipe: Recipe, model: StartingModel, train: StepResult) -> str:

@@ -8,6 +8,7 @@ from preftune.accelerate_configs import device, launch
 from preftune.data.checks import peek
 from preftune.data.sources import Source, find_source
 from preftune.errors import UserError
+from preftune.judges.find import find_judge
 from preftune.models import StartingModel, check_name, embedded_folder, find_model
 from preftune.packages import missing_packages
 from preftune.publish import check_replaceable
@@ -42,6 +43,8 @@ def preflight(
     launch(workspace, recipe.accelerate_config)
     check_name(recipe.model_name, recipe.method)
     workspace.make()
+    if recipe.evaluation.judge is not None:
+        find_judge(recipe.evaluation.judge, workspace)
     sources = [find_source(e, workspace) for e in recipe.mixture.datasets]
     for source in sources:
         peek(source, recipe.validation)

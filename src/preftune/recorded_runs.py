@@ -85,7 +85,9 @@ def compare_runs(workspace: Workspace, names: list[str]) -> dict[str, Any]:
         runs = [_evidence(client, row) for row in chosen]
         experiment = client.get_run(ids[0]).info.experiment_id
     found = compare_evidence(runs)
-    name = "-".join(i[:6] for i in ids[:3]) + ("" if len(ids) < 4 else hashlib.sha256("".join(ids).encode()).hexdigest()[:6])
+    name = "-".join(i[:6] for i in ids[:3]) + (
+        "" if len(ids) < 4 else hashlib.sha256("".join(ids).encode()).hexdigest()[:6]
+    )
     report = workspace.home / "reports" / f"compare-{name}.html"
     report.parent.mkdir(parents=True, exist_ok=True)
     report.write_text(render_compare(runs, found), encoding="utf-8")

@@ -8,8 +8,10 @@ from preftune.digest import json_digest
 from preftune.errors import UserError
 from preftune.evaluation_schema import Judge, OpenAIJudge, RewardModelJudge
 from preftune.judges.endpoint import api_key
-from preftune.models import _folder_digests, _hub_snapshot, _read_json, _template, _weights_problem
+from preftune.models import chat_template_of, folder_digests, hub_snapshot, read_json, weights_problem
 from preftune.workspace import Workspace
+
+_NOT_JUDGED = {"concurrency", "timeout", "retries", "api_key_env"}  # how it is asked, not what it says
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ def find_judge(settings: Judge, workspace: Workspace) -> FoundJudge:
     """
     if isinstance(settings, OpenAIJudge):
         api_key(settings)
-        return FoundJudge(settings, json_digest(settings.model_dump()))
+        return FoundJudge(settings, json_digest(settings.model_dump(exclude=_NOT_JUDGED)))
     return _reward_model(settings, workspace)
 
 
@@ -50,13 +52,13 @@ def _reward_model(settings: RewardModelJudge, workspace: Workspace) -> FoundJudg
         if name.startswith((".", "/", "~")) or name.count("/") != 1:
             raise UserError("there is no such folder with a reward model", where, "correct the path")
         try:
-            folder, commit = _hub_snapshot(name, settings.revision)
+            folder, commit = hub_snapshot(name, settings.revision)
         except UserError as e:
             advice = "name a folder, or an id on the hub; a gated one needs HF_TOKEN and its terms accepted"
             raise UserError(e.error, where, advice) from None
     _check(folder, where, is_hub)
     content: Any = (
-        f"{name}@{commit}" if is_hub else list(_folder_digests(folder, workspace.models / "digests.json").items())
+        f"{name}@{commit}" if is_hub else list(folder_digests(folder, workspace.models / "digests.json").items())
     )
     digest = json_digest({"content": content, "dtype": settings.dtype, "max_length": settings.max_length})
     return FoundJudge(settings, digest, name if is_hub else str(folder), commit)
@@ -68,7 +70,7 @@ def _check(folder: Path, where: str, is_hub: bool) -> None:
             "an adapter, not a whole model" if (folder / "adapter_config.json").exists() else "no model (config.json)"
         )
         raise UserError(f"the folder holds {what}", where, "name a whole reward model")
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     kinds = config.get("architectures") or ["no architecture"]
     if not any(str(kind).endswith("ForSequenceClassification") for kind in kinds):
         raise UserError(
@@ -80,9 +82,9 @@ def _check(folder: Path, where: str, is_hub: bool) -> None:
     outputs = len(labels) if isinstance(labels, dict) else config.get("num_labels", 2)  # transformers' default
     if outputs != 1:
         raise UserError(f"it has {outputs} outputs, and a reward model has one", where, "name a reward model")
-    if not is_hub and (problem := _weights_problem(folder)):
+    if not is_hub and (problem := weights_problem(folder)):
         raise UserError(problem, where, "convert it with save_pretrained to safetensors")
-    if not _template(folder):
+    if not chat_template_of(folder):
         raise UserError(
             "the reward model's tokenizer has no chat template, so nobody knows how it was shown conversations",
             where,

@@ -1,14 +1,17 @@
 """Recorded runs, read back from MLflow, to be compared with each other."""
 
-import hashlib
 import json
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from preftune.children import read_json_lines
-from preftune.compare_page import RunEvidence, compare_evidence, render_compare
+from preftune.compare_page import render_compare
+from preftune.digest import json_digest
 from preftune.errors import UserError
+from preftune.run_comparison import RunEvidence, answers_in_common, cautions, pairs_in_common
+from preftune.run_comparison import compare_runs as compare_evidence
 from preftune.strict_yaml import load_yaml
 from preftune.tracking import compare_url, connect, list_runs, mlflow_errors
 from preftune.workspace import Workspace
@@ -53,8 +56,9 @@ def _evidence(client: Any, row: dict[str, Any]) -> RunEvidence:
         return RunEvidence(
             name=row["name"],
             run_id=run_id,
-            verdict=json.loads(verdict) if verdict else None,
+            verdict=json.loads(verdict) if verdict else {},
             pairs=lines("pairs"),
+            comparison=lines("comparison"),
             answers=lines("answers"),
             lm_eval=lines("lm_eval"),
             recipe=load_yaml(recipe, "recipe.yaml") if recipe else {},
@@ -84,11 +88,22 @@ def compare_runs(workspace: Workspace, names: list[str]) -> dict[str, Any]:
         client = connect(workspace)
         runs = [_evidence(client, row) for row in chosen]
         experiment = client.get_run(ids[0]).info.experiment_id
-    found = compare_evidence(runs)
-    name = "-".join(i[:6] for i in ids[:3]) + (
-        "" if len(ids) < 4 else hashlib.sha256("".join(ids).encode()).hexdigest()[:6]
-    )
-    report = workspace.home / "reports" / f"compare-{name}.html"
+    measured = compare_evidence(runs)
+    digest = json_digest(ids)[:6]
+    report = workspace.home / "reports" / f"compare-{'-'.join(i[:6] for i in ids[:3])}-{digest}.html"
     report.parent.mkdir(parents=True, exist_ok=True)
-    report.write_text(render_compare(runs, found), encoding="utf-8")
-    return {**found, "report": str(report), "compare_url": compare_url(workspace, experiment, ids)}
+    report.write_text(render_compare(runs), encoding="utf-8")
+    return {
+        "runs": [{"run_id": r.run_id, "name": r.name, "verdict": r.verdict.get("outcome")} for r in runs],
+        "pairs": len(pairs_in_common(runs)),
+        "answers": len(answers_in_common(runs)),
+        "metrics": {m.name: [_finite(v) for v in m.values] for m in measured},
+        "differences": {m.name: [[_finite(v) for v in d] for d in m.differences] for m in measured},
+        "notices": cautions(runs),
+        "report": str(report),
+        "compare_url": compare_url(workspace, experiment, ids),
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -127,9 +127,7 @@ def _roots(groups: Mapping[str, Any]) -> list[Any]:
     return [g for n, g in groups.items() if n not in inner]
 
 
-def _reported(
-    tasks: Mapping[str, Any], groups: Mapping[str, Any], found: Mapping[str, Any]
-) -> dict[str, list[str]]:
+def _reported(tasks: Mapping[str, Any], groups: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, list[str]]:
     """Name → its tasks: a group that lm-eval aggregates is one task of many; all others stand for themselves."""
     whole = {
         g.name: [t.task_name for t in g.get_all_tasks()]

@@ -90,8 +90,8 @@ def number_of_highlights(text: str, at_least: int) -> bool:
 
 
 def number_of_placeholders(text: str, at_least: int) -> bool:
-    """IFEval detectable_content:number_placeholders: [so]."""
-    return len(re.findall(r"\[.*?\]", text)) >= at_least
+    """IFEval detectable_content:number_placeholders: [so]; empty brackets are none."""
+    return len(re.findall(r"\[[^\[\]\n]+\]", text)) >= at_least
 
 
 def upper_case(text: str) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from preftune.digest import json_digest
-from preftune.errors import StepError, UserError
+from preftune.errors import PreftuneError, StepError, UserError
 from preftune.evaluation_schema import OpenAIJudge
 from preftune.judges.cache import JudgementCache
 from preftune.judges.interface import Message
@@ -155,9 +155,12 @@ class Endpoint:
                 self._ledger.in_flight += 1
                 try:
                     found = await self._ask(messages)
+                except PreftuneError:  # the others end, too: no request more until they do
+                    self._ledger.ended = "given_up"
+                    raise
                 finally:
                     self._ledger.in_flight -= 1
-                    self._widen()
+                self._widen()
             if found.error is None:
                 self._cache.add(key, {"text": found.text, "whole": found.whole})
             return found

@@ -143,7 +143,7 @@ def needs_key(behaviour: Behaviour = always_a, key: str = KEY) -> Behaviour:
 
 
 class FakeJudge(ThreadingHTTPServer):
-    """What came, and what was answered, as bodies; most requests that were there at once."""
+    """What came (bodies, times, headers), what was answered, and how many requests were there at once at most."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -154,6 +154,7 @@ class FakeJudge(ThreadingHTTPServer):
         self.requests: list[dict[str, Any]] = []
         self.answered: list[dict[str, Any]] = []
         self.times: list[float] = []
+        self.headers: list[dict[str, str]] = []
         self.now = self.most = 0
         self.lock = threading.Lock()
 
@@ -183,6 +184,7 @@ class _Handler(BaseHTTPRequestHandler):
             )
             server.requests.append(body)
             server.times.append(time.monotonic())
+            server.headers.append({name.lower(): value for name, value in self.headers.items()})
             server.now += 1
             server.most = max(server.most, server.now)
         try:

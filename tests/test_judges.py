@@ -289,7 +289,11 @@ def test_identical_answers_are_not_asked_about(tmp_path: Path) -> None:
     assert (mine.ledger.identical, len(server.requests)) == (1, 2)
 
 
-def test_the_request(tmp_path: Path) -> None:
+def test_the_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the account that the environment names for OpenAI goes elsewhere, nor through a proxy."""
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-secret")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-secret")
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     with fake_judge(always_a) as server:
         judge(server, tmp_path, max_tokens=77).compare(some(1))
     assert {k: v for k, v in server.requests[0].items() if k != "messages"} == {
@@ -297,6 +301,7 @@ def test_the_request(tmp_path: Path) -> None:
         "temperature": 0,
         "max_tokens": 77,
     }
+    assert "secret" not in str(server.headers)
 
 
 # Judges that answer badly

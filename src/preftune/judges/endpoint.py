@@ -120,11 +120,13 @@ class Endpoint:
         self._widened = self._answered = False
 
     async def __aenter__(self) -> "Endpoint":
-        from openai import AsyncOpenAI
+        from openai import AsyncOpenAI, Omit
 
+        own: Any = {} if self._url == OPENAI else {f"OpenAI-{name}": Omit() for name in ("Organization", "Project")}
         self._client = AsyncOpenAI(
             api_key=self._key,
             base_url=self._url,
+            default_headers=own,  # whose account it is there concerns no other endpoint
             max_retries=self._settings.retries,
             timeout=self._settings.timeout,
             http_client=_http_client(self._settings, self._ledger),

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from preftune.digest import json_digest
-from preftune.errors import StepError, UserError
+from preftune.errors import PreftuneError, StepError, UserError
 from preftune.evaluation_schema import OpenAIJudge
 from preftune.judges.cache import JudgementCache
 from preftune.judges.interface import Message
@@ -120,11 +120,13 @@ class Endpoint:
         self._widened = self._answered = False
 
     async def __aenter__(self) -> "Endpoint":
-        from openai import AsyncOpenAI
+        from openai import AsyncOpenAI, Omit
 
+        own: Any = {} if self._url == OPENAI else {f"OpenAI-{name}": Omit() for name in ("Organization", "Project")}
         self._client = AsyncOpenAI(
             api_key=self._key,
             base_url=self._url,
+            default_headers=own,  # whose account it is there concerns no other endpoint
             max_retries=self._settings.retries,
             timeout=self._settings.timeout,
             http_client=_http_client(self._settings, self._ledger),
@@ -155,9 +157,12 @@ class Endpoint:
                 self._ledger.in_flight += 1
                 try:
                     found = await self._ask(messages)
+                except PreftuneError:  # the others end, too: no request more until they do
+                    self._ledger.ended = "given_up"
+                    raise
                 finally:
                     self._ledger.in_flight -= 1
-                    self._widen()
+                self._widen()
             if found.error is None:
                 self._cache.add(key, {"text": found.text, "whole": found.whole})
             return found

@@ -66,7 +66,7 @@ class Ledger:
         if self.max_requests is not None and self.requests >= self.max_requests:
             self.ended, self.stopped = "budget", f"max_requests: {self.requests} were made"
         elif self.max_cost is not None and expected > self.max_cost:
-            self.ended, self.stopped = "budget", f"max_cost: {self.cost:.6g} of {self.max_cost:g} are spent"
+            self.ended, self.stopped = "budget", f"max_cost: one more could pass {self.max_cost:g}"
         if self.ended is not None:
             raise OverBudget
         self.requests += 1

@@ -6,10 +6,11 @@ Started as `python -m preftune.judges.reward_scores JOB.json`, since the flow's 
 import json
 import math
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from preftune.children import child_main, die_with_parent, tell
+from preftune.children import child_main, die_with_parent, read_json_lines, tell
 from preftune.errors import UserError
 from preftune.judges.cache import JudgementCache
 from preftune.progress import clock
@@ -86,7 +87,7 @@ def score(job: dict[str, Any]) -> None:
 
     torch.set_num_threads(job["threads"])
     folder = Path(job["folder"])
-    rows = [json.loads(line) for line in (folder / "rows.jsonl").open()]
+    rows = read_json_lines(folder / "rows.jsonl")
     tokenizer, model = _load(job)
     config = model.config.get_text_config()
     limit = min(job["max_length"], getattr(config, "max_position_embeddings", None) or job["max_length"])
@@ -96,8 +97,8 @@ def score(job: dict[str, Any]) -> None:
     size = 1 if config.pad_token_id is None else job["batch_size"]
     if cut := sum(len(ids) > limit for _, ids in tokens if ids):
         tell(f"reward model: {cut} of {len(todo)} conversations are longer than {limit} tokens: cut at the start")
-    cache, began, told = JudgementCache(Path(job["cache"]), tell), time.monotonic(), 0.0
-    with (folder / "scores.jsonl").open("w") as out:
+    began, told = time.monotonic(), 0.0
+    with closing(JudgementCache(Path(job["cache"]), tell)) as cache, (folder / "scores.jsonl").open("w") as out:
         for key, ids in tokens:
             if not ids:
                 out.write(json.dumps({"key": key, "score": None, "error": "template"}) + "\n")
@@ -115,7 +116,6 @@ def score(job: dict[str, Any]) -> None:
                 told = took
                 left = f", about {clock(took / done * (len(todo) - done))} left" if done < len(todo) else ""
                 tell(f"reward model: {done}/{len(todo)} answers scored ({clock(took)}{left})")
-    cache.close()
 
 
 if __name__ == "__main__":

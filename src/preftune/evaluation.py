@@ -217,13 +217,15 @@ def evaluate(job: Row) -> None:
         questions = read_json_lines(Path(job["suites"])) if job.get("suites") else []
         _write(folder / "suite_answers.jsonl", _suite_rows(questions, ask))
 
-    if "preference_pairs" in settings["tasks"]:
+    if settings["tasks"]:
         with _part(timing, "tasks", "running lm-eval"):
-            from preftune.lm_eval_pairs import run_pairs_task
+            from lm_eval.models.huggingface import HFLM
 
-            tell("lm-eval: preference_pairs")
+            from preftune.capability import run_tasks
+
             base = model.get_base_model() if hasattr(model, "get_base_model") else model
-            run_pairs_task(base, tokenizer, pairs[: settings["task_limit"]], folder, batch_size=batch * 2)
+            lm = HFLM(pretrained=base, tokenizer=tokenizer, batch_size=batch * 2, add_bos_token=False)
+            run_tasks(lm, tokenizer, pairs, settings, folder, tell)
 
     with _part(timing, "sft_logp", "scoring the answers under SFT"), as_sft(job, model) as sft_model:
         sequences = [(tokenize_prompt(tokenizer, p.prompt), a.ids) for p, a in zip(asked, answers, strict=True)]

@@ -11,6 +11,7 @@ from preftune.model_process import Tell, model_job, one_process, quiet, run_mode
 from preftune.models import StartingModel
 from preftune.schema import Recipe
 from preftune.store import StepResult
+from preftune.suites import find_suite, read_suite
 from preftune.workspace import Workspace
 
 
@@ -82,7 +83,8 @@ def _make_evaluation(
             "dtype": recipe.model.get("dtype", "float32"),
             "policy": str(policy) if policy else None,
             "pairs": str(mixture.folder(workspace) / "test.jsonl"),
-            "evaluation": recipe.evaluation.model_dump(),
+            "evaluation": _settings(recipe, workspace),
+            "suites": _questions(recipe, workspace, folder, tell),
             "left_out": left_out(lengths, workspace),
             "max_length": keys.max_length(recipe),
             "truncation": keys.truncation(recipe),
@@ -100,6 +102,27 @@ def _make_evaluation(
         volatile=volatile,
         on_wait=lambda: tell(f"another run makes this {step}: waiting"),
     )
+
+
+def _settings(recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
+    """The recipe's section, with the folder of the user's own tasks as a child finds it."""
+    section = recipe.evaluation
+    folder = str(workspace.resolve(section.task_folder)) if section.task_folder else None
+    return section.model_dump(exclude={"judge", "suites"}) | {"task_folder": folder}
+
+
+def _questions(recipe: Recipe, workspace: Workspace, folder: Path, tell: Tell) -> str | None:
+    """Writes the suites' questions for the child; None if there are none."""
+    if not recipe.evaluation.suites:
+        return None
+    file = folder / "questions.jsonl"
+    with file.open("w", encoding="utf-8") as f:
+        for suite in recipe.evaluation.suites:
+            questions, notices = read_suite(find_suite(suite, workspace))
+            f.writelines(json.dumps(q, ensure_ascii=False) + "\n" for q in questions)
+            for notice in notices:
+                tell(notice)
+    return str(file)
 
 
 def _probe(folder: Path) -> list[str]:

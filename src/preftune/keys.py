@@ -32,13 +32,21 @@ _NOT_LEARNED = {
     "save_total_limit",
     "dataset_num_proc",
 }
-_VERDICT_CODE = ("verdict", "gate", "statistics")
+_VERDICT_CODE = (
+    *("verdict", "comparison_inputs", "measures", "task_losses", "win_rates", "length_control", "mt_bench_scores"),
+    *("power", "gate", "statistics", "verdict_notes"),
+)
 _READING_CODE = (
     *("data/hub", "data/sources", "data/layout", "data/readers", "data/text_rows", "data/arrow_rows", "data/shuffle"),
     *("data/adapters", "data/trees", "data/pairs", "data/languages", "data/checks", "data/check_list"),
 )
 _TEMPLATES = ("templates/style.css.j2", "templates/parts.html.j2")
-_REPORT_CODE = ("report", "plots", "pages", "templates/report.html.j2", *_TEMPLATES)
+_REPORT_CODE = (
+    *("report", "report_input", "report_tables", "report_answers", "measure_table", "side_by_side", "answer_view"),
+    *("plots", "training_plots", "answer_plots", "display", "pages", *_TEMPLATES),
+    *("templates/report.html.j2", "templates/report_judge.html.j2", "templates/report_origin.html.j2"),
+    "templates/answers.html.j2",
+)
 _AUDIT_CODE = (
     *("audit/collect", "audit/advice", "audit/measures", "audit/page", "audit/charts", "audit/samples"),
     *("audit/tables", "plots", "statistics", "data/check_list", "data/steps"),
@@ -57,7 +65,11 @@ _JUDGE_CODE = (
     *("judges/run", "judges/interface", "judges/prompts", "judges/replies", "judges/language_model"),
     *("judges/endpoint", "judges/ledger", "judges/reward_model", "judges/reward_scores"),
 )
-_EVALUATION_CODE = ("evaluation", "scoring", "tokens", "lm_eval_pairs", *_LENGTHS_CODE)
+_LOCAL_TASKS = (
+    *("lm_tasks/documents", "lm_tasks/preference_pairs", "lm_tasks/rules"),
+    *(f"lm_tasks/{task}{ending}" for task in ("facts", "instructions") for ending in (".py", ".yaml", ".jsonl")),
+)
+_EVALUATION_CODE = ("evaluation", "loading", "scoring", "tokens", "capability", *_LOCAL_TASKS, *_LENGTHS_CODE)
 
 
 def threads() -> int:

@@ -15,6 +15,8 @@ from preftune.publish import check_replaceable
 from preftune.recipe import load_recipe
 from preftune.reporting import check_reporting
 from preftune.schema import EMBEDDED_MODEL, Recipe
+from preftune.suites import find_suite, read_suite
+from preftune.task_check import check_tasks
 from preftune.workspace import Workspace, output_folder
 
 
@@ -43,6 +45,9 @@ def preflight(
     launch(workspace, recipe.accelerate_config)
     check_name(recipe.model_name, recipe.method)
     workspace.make()
+    check_tasks(recipe.evaluation, workspace)
+    for suite in recipe.evaluation.suites:
+        read_suite(find_suite(suite, workspace))
     if recipe.evaluation.judge is not None:
         find_judge(recipe.evaluation.judge, workspace)
     sources = [find_source(e, workspace) for e in recipe.mixture.datasets]

@@ -175,5 +175,5 @@ def _by_primary(primary: Primary, needed: int | None) -> Verdict:
                 "train more or on better pairs, or lower the bar if so much is not needed",
             ],
         )
-    more = f"; about {needed} held-out {primary.items} would decide" if needed else ""
+    more = f"; about {needed:,} held-out {primary.items} would decide" if needed else ""
     return Verdict("inconclusive", [f"{text}: it includes {bar:.0%}{more}"], _more(primary, needed))

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from preftune.statistics import CONFIDENCE, resamples_of, wilson
+from preftune.statistics import CONFIDENCE, resamples_of, weighted_sums, wilson
 
-RESAMPLES = 1999
+RESAMPLES = 999
 _MOST_STEPS = 50
-_SMALL = 1e-8
+_SMALL = 1e-5  # of Newton's last step: what is left is its square
 
 Triple = tuple[float, float, float]
 UNKNOWN: Triple = (float("nan"), 0.0, 1.0)
@@ -63,13 +63,13 @@ def _fit(x: np.ndarray, y: np.ndarray, counts: np.ndarray, start: tuple[float, f
         start: θ and φ to begin with.
     """
     theta, phi = np.full(len(counts), float(start[0])), np.full(len(counts), float(start[1]))
-    open_, wins, wins_x = np.arange(len(counts)), counts @ y, counts @ (x * y)
+    open_, wins, wins_x = np.arange(len(counts)), weighted_sums(counts, y), weighted_sums(counts, x * y)
     for _ in range(_MOST_STEPS):
-        p = 1 / (1 + np.exp(-(theta[open_, None] + phi[open_, None] * x)))
+        p = special.expit(theta[open_, None] + phi[open_, None] * x)
         weighted = counts * p
-        slope0, slope1 = wins - weighted.sum(1), wins_x - weighted @ x
+        slope0, slope1 = wins - weighted.sum(1), wins_x - weighted_sums(weighted, x)
         weighted *= 1 - p
-        h00, h01, h11 = weighted.sum(1), weighted @ x, weighted @ (x * x)
+        h00, h01, h11 = weighted.sum(1), weighted_sums(weighted, x), weighted_sums(weighted, x * x)
         with np.errstate(all="ignore"):
             det = h00 * h11 - h01 * h01
             step0, step1 = (h11 * slope0 - h01 * slope1) / det, (h00 * slope1 - h01 * slope0) / det
@@ -116,7 +116,7 @@ def _separated(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> tuple[np.nda
     # Both meet at 0 itself: what was seen there is P(win) there.
     meet = (up & (won_low == 0) & (lost_high == 0)) | (down & (won_high == 0) & (lost_low == 0))
     here = counts[meet] * (x == 0)
-    at_zero[meet] = (here @ y) / here.sum(1)
+    at_zero[meet] = weighted_sums(here, y) / here.sum(1)
     return separated, at_zero
 
 
@@ -125,7 +125,7 @@ def _fitted(x: np.ndarray, y: np.ndarray, counts: np.ndarray, start: tuple[float
     separated, found = _separated(x, y, counts)
     if not separated.all():
         theta, _ = _fit(x, y, counts[~separated], start)
-        found[~separated] = 1 / (1 + np.exp(-theta))
+        found[~separated] = special.expit(theta)
     return found
 
 
@@ -136,7 +136,7 @@ def _balanced(delta: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.ndarra
         for sign in (-1, 0, 1):
             of_sign = counts * (np.sign(delta) == sign)
             size[sign] = of_sign.sum(1)
-            rate[sign] = (of_sign @ y) / size[sign]
+            rate[sign] = weighted_sums(of_sign, y) / size[sign]
     equal = size[0] / counts.sum(1)
     both_signs = np.where(equal < 1, (1 - equal) * (rate[-1] + rate[1]) / 2, 0)
     return np.where(equal > 0, equal * rate[0], 0) + both_signs
@@ -188,7 +188,7 @@ def length_controlled(
         value = float(at_zero[0])
     else:
         theta, phi = _fit(x, y, whole, start)
-        value, start = float(1 / (1 + np.exp(-theta[0]))), (float(theta[0]), float(phi[0]))
+        value, start = float(special.expit(theta[0])), (float(theta[0]), float(phi[0]))
     fitted, balanced = [], []
     for block in resamples_of(len(names), RESAMPLES):
         counts = block[:, member]
@@ -201,8 +201,7 @@ def length_controlled(
     if problem := _problem(delta, *ways):
         return Controlled(*UNKNOWN, *ways, problem)
     low, high = min(w[1] for w in ways), max(w[2] for w in ways)
-    if np.ptp(y) == 0:
-        # Resamples of equal outcomes are all alike: their interval would have no width.
-        score = wilson(y.sum() * len(names) / n, len(names))
-        low, high = min(low, score[0]), max(high, score[1])
+    if low == high:
+        # All resamples are alike (only wins, only ties): so narrow is no knowledge.
+        low, high = wilson(value * len(names), len(names))
     return Controlled(value, low, high, *ways, None)

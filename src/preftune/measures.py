@@ -86,6 +86,17 @@ _OF_ANSWERS: dict[str, Callable[[Row], float]] = {
 _SHARES = {"ranking_accuracy", "ranking_accuracy_per_token", "stop_rate", "empty_rate"}
 
 
+def item_values(pairs: list[Row], answers: list[Row]) -> dict[str, list[float]]:
+    """What one model's measures are the means of: name → a value for each pair or answer.
+
+    Args:
+        pairs: Lines of pairs.jsonl.
+        answers: Lines of answers.jsonl.
+    """
+    found = {name: [of(p) for p in pairs] for name, of in _OF_PAIRS.items()}
+    return found | {name: [of(a) for a in answers] for name, of in _OF_ANSWERS.items()}
+
+
 def measures(pairs: list[Row], answers: list[Row]) -> dict[str, Triple]:
     """The measures of one model: name → (value, low, high), 95 % intervals.
 
@@ -94,14 +105,10 @@ def measures(pairs: list[Row], answers: list[Row]) -> dict[str, Triple]:
         answers: Lines of answers.jsonl.
     """
     groups = [p["group_id"] for p in pairs]
-    found = {}
-    for name, of in _OF_PAIRS.items():
-        values = [of(p) for p in pairs]
-        found[name] = share(values, groups) if name in _SHARES else mean(values, groups)
-    for name, of in _OF_ANSWERS.items():
-        values = [of(a) for a in answers]
-        found[name] = share(values) if name in _SHARES else mean(values)
-    return found
+    return {
+        name: (share if name in _SHARES else mean)(values, groups if name in _OF_PAIRS else None)
+        for name, values in item_values(pairs, answers).items()
+    }
 
 
 def differences(pairs: list[Both], answers: list[Both]) -> dict[str, Triple]:

@@ -9,14 +9,14 @@ from math import ceil, isfinite, log
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from preftune.statistics import CONFIDENCE, wilson
 
 WANTED = 0.8
-MOST = 100_000  # items; beyond, no size is named
+MOST = 20_000  # items; beyond, no size is named: the difference is too small to matter
 _SHOWN = (0.55, 0.60, 0.65, 0.70, 0.80, 0.90)
-_Z = float(stats.norm.ppf(0.5 + CONFIDENCE / 2))
+_Z = float(special.ndtri(0.5 + CONFIDENCE / 2))
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def accuracy_power(true: float, n: float, bar: float = 0.5) -> float:
             high = middle
         else:
             low = middle + 1
-    return float(stats.binom.sf(low - 1, trials, true))
+    return float(special.bdtrc(low - 1, trials, true)) if low else 1.0
 
 
 def accuracy_needed(value: float, bar: float = 0.5) -> int | None:
@@ -84,7 +84,7 @@ def accuracy_needed(value: float, bar: float = 0.5) -> int | None:
     """
     if not isfinite(value) or value == bar:
         return None
-    wanted = float(stats.norm.ppf(WANTED))
+    wanted = float(special.ndtri(WANTED))
     root = _Z * np.sqrt(bar * (1 - bar)) + wanted * np.sqrt(max(0.0, value * (1 - value)))
     n = ceil((root / (value - bar)) ** 2)
     return n if n <= MOST else None
@@ -106,7 +106,7 @@ def rate_power(true: float, low: float, high: float, bar: float = 0.5) -> float:
         bar: The bar.
     """
     error = (_logit(high) - _logit(low)) / (2 * _Z)
-    return float(stats.norm.sf(_Z - (_logit(true) - _logit(bar)) / error)) if error > 0 else float("nan")
+    return float(special.ndtr((_logit(true) - _logit(bar)) / error - _Z)) if error > 0 else float("nan")
 
 
 def rate_needed(value: float, low: float, high: float, n: int, bar: float = 0.5) -> int | None:
@@ -114,7 +114,7 @@ def rate_needed(value: float, low: float, high: float, n: int, bar: float = 0.5)
     error = (_logit(high) - _logit(low)) / (2 * _Z)
     if not isfinite(value) or _logit(value) == _logit(bar):
         return None
-    found = ceil(n * ((_Z + float(stats.norm.ppf(WANTED))) * error / (_logit(value) - _logit(bar))) ** 2)
+    found = ceil(n * ((_Z + float(special.ndtri(WANTED))) * error / (_logit(value) - _logit(bar))) ** 2)
     return found if 0 < found <= MOST else None
 
 
@@ -161,7 +161,7 @@ def power_of(primary: Primary) -> dict[str, Any]:
 
     detectable = _detectable(power, bar)
     shown = detectable
-    if primary.value >= bar + 0.01 and power(primary.value) < WANTED:
+    if detectable is not None and primary.value >= bar + 0.01 and power(primary.value) < WANTED:
         shown = primary.value
     kind = "accuracy" if primary.name == "reward_accuracy" else "length-controlled win rate"
     if shown is None:

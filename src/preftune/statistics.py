@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
 CONFIDENCE = 0.95
 RESAMPLES = 4999
@@ -65,6 +65,12 @@ def resamples_of(n: int, resamples: int = RESAMPLES) -> Iterator[np.ndarray]:
         yield _draw(rng, min(rows, resamples - first), n)
 
 
+def weighted_sums(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """`weights @ values`, (rows, n) by (n,), without BLAS: its threads wait for each other longer than the sum takes
+    where cores are busy, and its last digit depends on their number."""
+    return np.einsum("ij,j->i", weights, values)
+
+
 def _bca(resampled: np.ndarray, estimate: float, jackknife: np.ndarray, confidence: float) -> Interval:
     """BCa interval (Efron 1987), the percentile method where it is undefined.
 
@@ -107,7 +113,7 @@ def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> In
         return _student(float(data.mean()), float(data.std(ddof=1) / np.sqrt(n)), n - 1, confidence)
     # Sums, not means: sums of 0, ½ and 1 are exact, so that equal ones are seen to be equal.
     total = data.sum()
-    resampled = np.concatenate([counts @ data for counts in resamples_of(n)])
+    resampled = np.concatenate([weighted_sums(counts, data) for counts in resamples_of(n)])
     low, high = _bca(resampled, total, (total - data) * (n / (n - 1)), confidence)
     return low / n, high / n
 
@@ -126,11 +132,11 @@ def ratio_interval(
         (ratio, low, high); nan where the lower mean is 0 or a value is not finite.
     """
     a, b = np.asarray(above, dtype=float), np.asarray(below, dtype=float)
-    if not (np.isfinite(a).all() and np.isfinite(b).all()) or b.sum() == 0:
+    if not (np.isfinite(a).all() and np.isfinite(b).all()) or not b.sum():
         return float("nan"), float("nan"), float("nan")
     ratio, n = float(a.sum() / b.sum()), len(a)
     with np.errstate(all="ignore"):
-        resampled = np.concatenate([(counts @ a) / (counts @ b) for counts in resamples_of(n)])
+        resampled = np.concatenate([weighted_sums(counts, a) / weighted_sums(counts, b) for counts in resamples_of(n)])
         jackknife = (a.sum() - a) / (b.sum() - b)
     if n < 2 or np.ptp(resampled) == 0:
         return ratio, ratio, ratio
@@ -200,8 +206,14 @@ def mcnemar(worse: int, better: int, alternative: Literal["two-sided", "greater"
         worse: Items on which only the first model was right.
         better: Items on which only the second was.
         alternative: `greater`: that the second model is worse.
+
+    Returns:
+        As `scipy.stats.binomtest(worse, worse + better, alternative=alternative).pvalue`; 1 if nothing changed.
     """
-    return float(stats.binomtest(worse, worse + better, alternative=alternative).pvalue) if worse + better else 1.0
+    changed = worse + better
+    few = better if alternative == "greater" else min(worse, better)
+    tail = float(special.bdtr(few, changed, 0.5))  # P(at most that many of `changed` at probability ½)
+    return tail if alternative == "greater" else min(1.0, 2 * tail)
 
 
 def paired_t(differences: Sequence[float], clusters: Sequence[Hashable]) -> float:

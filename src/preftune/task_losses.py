@@ -41,9 +41,9 @@ def task_measures(task: Task, who: int) -> dict[str, Triple]:
     return found
 
 
-def required_task_measures(task: Task) -> list[str]:
-    """The names of the metrics with a value for every document: these must be finite."""
-    return [f"lm_eval/{task.name}/{m}" for m in _paired(task)]
+def task_values(task: Task, who: int) -> dict[str, list[float]]:
+    """One model's value for each document, of the metrics that have one: `lm_eval/<task>/<metric>` → values."""
+    return {f"lm_eval/{task.name}/{metric}": _values(task, metric, who) for metric in _paired(task)}
 
 
 def task_differences(task: Task) -> dict[str, Triple]:

@@ -3,7 +3,10 @@
 import math
 from typing import Any, Literal
 
-from preftune.comparison_inputs import Both
+from preftune.comparison_inputs import Both, Inputs
+from preftune.measures import Triple
+from preftune.statistics import ratio_interval
+from preftune.task_losses import ungated
 from preftune.win_rates import texts_identical
 
 LONGER = 1.3  # mean length ratio (arXiv 2403.19159)
@@ -21,8 +24,9 @@ def _note(severity: Literal["warning", "note"], name: str, text: str, advice: st
     return {"severity": severity, "name": name, "text": text, "advice": advice}
 
 
-def _length(ratio: list[float], judged: bool) -> list[Note]:
-    value, low, high = ratio
+def _length(answers: list[Both], judged: bool) -> list[Note]:
+    lengths = [[len(both[who]["text"]) for both in answers] for who in (0, 1)]
+    value, low, high = ratio_interval(lengths[1], lengths[0])
     if not math.isfinite(value) or 1 / LONGER <= value <= LONGER:
         return []
     interval = f" (95 % interval {low:.2f} to {high:.2f})" if math.isfinite(low) and math.isfinite(high) else ""
@@ -102,39 +106,34 @@ def _judge(judge: dict[str, Any], held_out: dict[str, Any]) -> list[Note]:
 
 
 def verdict_notes(
+    inputs: Inputs,
     *,
-    pairs: list[Both],
-    answers: list[Both],
+    accuracy: Triple,
     effective: float,
     displaced: dict[str, Any],
     damaged: bool,
-    length_ratio: list[float],
     judge: dict[str, Any] | None,
     rates: dict[str, Any],
-    accuracy: tuple[float, float, float],
-    ungated: list[str],
 ) -> list[Note]:
     """verdict.json's `notes`: warnings first.
 
     Args:
-        pairs: The held-out pairs.
-        answers: The answers to held-out prompts.
+        inputs: The rows.
+        accuracy: The policy's reward accuracy with its interval.
         effective: What the pairs are worth as independent ones.
         displaced: verdict.json's `displacement`.
-        damaged: Whether a damage of the answers applies.
-        length_ratio: Mean length of the policy's answers over SFT's, with interval.
+        damaged: Whether any damage applies.
         judge: verdict.json's `judge`.
         rates: verdict.json's `win_rates`.
-        accuracy: The policy's reward accuracy with its interval.
-        ungated: Tasks that cannot be compared in pairs.
     """
-    notes = _pairs(pairs, effective, displaced, damaged) + _length(length_ratio, judge is not None) + _answers(answers)
+    notes = _pairs(inputs.pairs, effective, displaced, damaged)
+    notes += _length(inputs.answers, judge is not None) + _answers(inputs.answers)
     if judge is not None and "held_out" in rates:
         notes += _judge(judge, rates["held_out"])
         if accuracy[2] < 0.5:
             text = f"the reward accuracy on held-out pairs is below 50 % ({accuracy[0]:.1%}), whatever the judge says"
             notes.append(_note("warning", "reward_accuracy", text, "look whether chosen and rejected are swapped"))
-    for task in ungated:
+    for task in ungated(inputs.tasks):
         text = f"lm-eval {task}: its main metric has no value for a single document, so the gate does not look at it"
         notes.append(_note("note", "ungated_task", text))
     return sorted(notes, key=lambda n: n["severity"] != "warning")

@@ -57,7 +57,6 @@ def user(text: str) -> list[dict[str, str]]:
 
 def judge(server: FakeJudge, folder: Path, tell: Callable[[str], None] = print, **settings: Any) -> LanguageModelJudge:
     section = OpenAIJudge(kind="openai", model="fake", base_url=server.url, **settings)
-    folder.mkdir(exist_ok=True)
     return LanguageModelJudge(section, JudgementCache(folder, tell), tell)
 
 
@@ -239,10 +238,11 @@ def test_an_answer_that_holds_a_verdict_does_not_decide(tmp_path: Path) -> None:
     assert not found.flipped
 
 
-def test_half_a_surrogate_pair_can_be_judged(tmp_path: Path) -> None:
-    with fake_judge(longest_wins) as server:
+def test_half_a_surrogate_pair_can_be_judged_and_said(tmp_path: Path) -> None:
+    with fake_judge(lambda a: Replied("\ud83d " + longest_wins(a).text)) as server:
         (found,) = judge(server, tmp_path).compare([Comparison(user("\ud83d?"), "x", "longer \ud83d")])
     assert found.outcome == 1.0
+    assert found.orders[0].text.encode() == b"? Compared. [[B]]"
 
 
 # Judges that answer
@@ -301,6 +301,7 @@ def test_the_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "temperature": 0,
         "max_tokens": 77,
     }
+    assert server.headers[0]["authorization"] == "Bearer none"
     assert "secret" not in str(server.headers)
 
 
@@ -409,13 +410,19 @@ def test_a_trickle_is_no_reply(tmp_path: Path) -> None:
 def test_an_endpoint_that_is_down_is_given_up(tmp_path: Path) -> None:
     count = GIVE_UP_AFTER
     with fake_judge(sometimes(lambda a: a.number < 4, longest_wins, fails(500))) as server:
-        mine = judge(server, tmp_path, retries=0, concurrency=2)
+        mine = judge(server, tmp_path, retries=0, concurrency=1)
         found = mine.compare(some(count))
     assert [f.outcome for f in found[:2]] == [1.0, 1.0]
     assert mine.ledger.result()["stopped"] == f"given up: {count} questions in a row ended in server_error"
-    errors = mine.ledger.errors
-    assert errors["server_error"] + errors["given_up"] == 2 * count - 4
-    assert len(server.requests) <= 4 + count + 1  # one may have been in flight
+    assert mine.ledger.errors == {"server_error": count, "given_up": count - 4}
+    assert len(server.requests) == 4 + count
+
+
+def test_an_endpoint_that_replies_is_not_given_up(tmp_path: Path) -> None:
+    with fake_judge(fails(400, "maximum context length is 9 tokens")) as server:
+        mine = judge(server, tmp_path)
+        mine.compare(some(GIVE_UP_AFTER))
+    assert mine.ledger.result()["errors"] == {"too_long": 2 * GIVE_UP_AFTER}
 
 
 # Endpoints that refuse

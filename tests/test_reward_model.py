@@ -55,7 +55,6 @@ def copy(reward_model: Path, tmp_path: Path) -> Path:
 def judge_of(folder: Path, model: Path, **settings: Any) -> RewardModel:
     section = RewardModelJudge(kind="reward_model", model=str(model), **settings)
     found = find_judge(section, Workspace(folder, folder / "home"))
-    (folder / "cache").mkdir(exist_ok=True)
     cache = JudgementCache(folder / "cache", print)
     return RewardModel(found, cache, folder / "cache", folder, folder / "log.txt", print)
 

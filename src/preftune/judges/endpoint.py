@@ -207,13 +207,15 @@ class Endpoint:
         self._ledger.paid(*((usage.prompt_tokens or 0, usage.completion_tokens or 0) if usage else (0, 0)))
         if choices[0].finish_reason == "content_filter" or getattr(choices[0].message, "refusal", None):
             return Reply(error="refused")
-        text = self._without_key(choices[0].message.content or "")
+        content = choices[0].message.content
+        text = self._without_key(content) if isinstance(content, str) else ""
         if usage is None and self._settings.max_cost is not None:
             raise UserError(
                 "the endpoint counts no tokens, so max_cost cannot be kept",
                 "evaluation.judge.max_cost",
                 "set max_requests in its place",
             )
+        text = text.encode("utf-8", "replace").decode()  # half a surrogate pair could not be written
         return Reply(text, whole=choices[0].finish_reason != "length")
 
     def _adapt(self, message: str, sent: dict[str, Any]) -> bool:

@@ -5,7 +5,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-GIVE_UP_AFTER = 20  # requests in a row that failed after all their tries: the endpoint is down, not busy
+GIVE_UP_AFTER = 20  # questions in a row without a reply after all their tries: the endpoint is down, not busy
+_NO_REPLY = ("timeout", "rate_limit", "server_error", "connection", "bad_reply")
 
 
 class OverBudget(Exception):
@@ -72,8 +73,8 @@ class Ledger:
         self.requests += 1
 
     def failed(self, reason: str) -> None:
-        """Counts a question that got no reply after all tries; after many in a row the endpoint is given up."""
-        self._failed += 1
+        """Counts a question that failed for good; after many in a row without any reply the endpoint is given up."""
+        self._failed = self._failed + 1 if reason in _NO_REPLY else 0
         if self._failed >= GIVE_UP_AFTER and self.ended is None:
             self.ended, self.stopped = "given_up", f"given up: {self._failed} questions in a row ended in {reason}"
 

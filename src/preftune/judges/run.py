@@ -129,7 +129,6 @@ def run_judge(
     answers = _joined(sft_folder, policy_folder, "answers.jsonl", ("row_id",))
     suites = _joined(sft_folder, policy_folder, "suite_answers.jsonl", ("suite", "id"))
     folder.mkdir(parents=True, exist_ok=True)
-    cache_folder.mkdir(parents=True, exist_ok=True)
     compared, graded = comparisons(answers, suites), questions(suites)
     cache = JudgementCache(cache_folder, tell)
     try:

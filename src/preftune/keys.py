@@ -34,7 +34,7 @@ _NOT_LEARNED = {
 }
 _VERDICT_CODE = (
     *("verdict", "comparison_inputs", "measures", "task_losses", "win_rates", "length_control", "mt_bench_scores"),
-    *("power", "gate", "statistics", "verdict_notes"),
+    *("power", "gate", "decision", "statistics", "verdict_notes"),
 )
 _READING_CODE = (
     *("data/hub", "data/sources", "data/layout", "data/readers", "data/text_rows", "data/arrow_rows", "data/shuffle"),
@@ -49,7 +49,7 @@ _REPORT_CODE = (
 )
 _AUDIT_CODE = (
     *("audit/collect", "audit/advice", "audit/measures", "audit/page", "audit/charts", "audit/samples"),
-    *("audit/tables", "plots", "statistics", "data/check_list", "data/steps"),
+    *("audit/tables", "plots", "display", "statistics", "data/check_list", "data/steps"),
     *("pages", "templates/audit.html.j2", *_TEMPLATES),
 )
 _MIXTURE_CODE = (

@@ -9,6 +9,7 @@ chat template, and how its samples become the rows that `verdict.py` joins.
 
 import hashlib
 import json
+import logging
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -20,8 +21,6 @@ from preftune.errors import StepError, UserError
 from preftune.lm_tasks.documents import FOLDER
 from preftune.lm_tasks.preference_pairs import NAME as PAIRS
 from preftune.lm_tasks.preference_pairs import preference_pairs
-
-LOCAL = ("facts", "instructions")
 
 
 def run_tasks(
@@ -52,9 +51,10 @@ def run_tasks(
     rows: list[dict[str, Any]] = []
     summaries: dict[str, Any] = {}
     if settings["tasks"]:
-        tasks, groups = _load(tokenizer, pairs, settings)
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of what is meant
         tell(f"lm-eval: {', '.join(settings['tasks'])}")
-        found = _evaluate(lm, tasks, groups, settings["task_limit"])
+        manager, tasks, groups = _load(tokenizer, pairs, settings)
+        found = _evaluate(lm, manager, tasks, groups, settings["task_limit"])
         for name, members in _reported(tasks, groups, found).items():
             task_rows, summaries[name] = _collect(name, members, found, tasks)
             rows += task_rows
@@ -63,8 +63,13 @@ def run_tasks(
     (folder / "lm_eval.json").write_text(json.dumps(summaries, indent=1))
 
 
-def _load(tokenizer: Any, pairs: Sequence[Pair], settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(tasks by name, groups by name). lm-eval's own folder is only read (15 s) if a task stands nowhere else."""
+def _load(
+    tokenizer: Any, pairs: Sequence[Pair], settings: Mapping[str, Any]
+) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """(a manager of local tasks, tasks by name, groups by name).
+
+    lm-eval's own folder of 14,000 files is only read (15 s) if a task stands nowhere else.
+    """
     from lm_eval.tasks import TaskManager
 
     own = settings["task_folder"]
@@ -87,10 +92,12 @@ def _load(tokenizer: Any, pairs: Sequence[Pair], settings: Mapping[str, Any]) ->
             raise StepError(text, "evaluation.tasks", f"try again, or leave {name} out") from None
         tasks |= loaded["tasks"]
         groups |= loaded.get("groups", {})
-    return tasks, groups
+    return manager, tasks, groups
 
 
-def _evaluate(lm: Any, tasks: Mapping[str, Any], groups: Mapping[str, Any], limit: int | None) -> dict[str, Any]:
+def _evaluate(
+    lm: Any, manager: Any, tasks: Mapping[str, Any], groups: Mapping[str, Any], limit: int | None
+) -> dict[str, Any]:
     """lm-eval's results and samples: one call for the tasks that write, one for those that compare likelihoods."""
     import lm_eval
 
@@ -106,6 +113,7 @@ def _evaluate(lm: Any, tasks: Mapping[str, Any], groups: Mapping[str, Any], limi
         found = lm_eval.simple_evaluate(
             model=lm,
             tasks=[*alone, *first],
+            task_manager=manager,  # else lm-eval reads all of its task files
             limit=limit,
             apply_chat_template=writes,
             log_samples=True,

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
-from preftune.data.decontamination import evaluation_sources, evaluation_texts
+from preftune.data.decontamination import evaluation_sources, evaluation_texts, own_texts
+from preftune.data.overlap import shares_words
 from preftune.errors import UserError
+from preftune.lm_tasks.documents import read_documents
 from preftune.schema import Validation
 from preftune.workspace import Workspace
 
@@ -51,3 +53,16 @@ def test_a_set_without_questions_or_that_is_not_there_is_an_error(tmp_path: Path
     assert "bench.jsonl" in e.value.where
     with pytest.raises(UserError, match="no such file or folder"):
         evaluation_sources(Validation(decontaminate=("gone.jsonl",)), Workspace(tmp_path, tmp_path))
+
+
+def test_our_own_questions_must_not_be_trained_on() -> None:
+    """Every question of facts and instructions is found where it is asked as it stands; its like is not."""
+    own = own_texts()
+    assert len(own) == len(read_documents("facts")) + len(read_documents("instructions"))
+    assert sorted(shares_words(own, own)) == list(range(len(own)))
+    asked = [
+        "what is the capital of  FRANCE",
+        "What is the capital of France, and why?",
+        "What is the capital of Malta?",
+    ]
+    assert list(shares_words(asked, own)) == [0]

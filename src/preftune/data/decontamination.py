@@ -1,4 +1,6 @@
-"""The texts of evaluation sets that must not be trained on (`validation.decontaminate`)."""
+"""The texts of evaluation sets that must not be trained on: of those that come with preftune, and of those that the
+recipe names (`validation.decontaminate`).
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -6,11 +8,17 @@ from typing import Any
 from preftune.data.pairs import PROMPT_COLUMNS
 from preftune.data.sources import Source, find_source, read_rows
 from preftune.errors import UserError
+from preftune.lm_tasks.documents import read_documents
 from preftune.schema import DatasetEntry, Validation
 from preftune.workspace import Workspace
 
 # Where an evaluation set keeps its questions: ours, MT-Bench's `turns`, a plain text, message lists.
 _COLUMNS = (*PROMPT_COLUMNS, "turns", "text", "messages")
+
+
+def own_texts() -> list[str]:
+    """The questions of the tasks facts and instructions: whoever trains on them can no longer be measured by them."""
+    return [d["question"] for d in read_documents("facts")] + [d["prompt"] for d in read_documents("instructions")]
 
 
 def evaluation_sources(validation: Validation, workspace: Workspace) -> list[Source]:

@@ -7,7 +7,7 @@ from typing import Any, TextIO
 from preftune import keys, store
 from preftune.data.check_list import CHECKS
 from preftune.data.checks import check_source
-from preftune.data.decontamination import evaluation_sources, evaluation_texts
+from preftune.data.decontamination import evaluation_sources, evaluation_texts, own_texts
 from preftune.data.lengths import count, stop_if_untrainable
 from preftune.data.mixture import build_mixture
 from preftune.data.pair_tokenizer import NotCounted, pair_tokenizer
@@ -39,7 +39,7 @@ def make_mixture(
             (p / "train.jsonl", p / "test.jsonl" if e.test_split else None)
             for p, e in zip(places, mixture.datasets, strict=True)
         ]
-        texts = evaluation_texts(evaluation_sources(validation, workspace))
+        texts = [*own_texts(), *evaluation_texts(evaluation_sources(validation, workspace))]
         info = build_mixture(files, mixture, validation, texts, folder)
         if info["train"] == 1:
             advice = "nothing general is learned from it: add pairs, or raise the weights"

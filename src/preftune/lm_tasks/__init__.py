@@ -1,0 +1,1 @@
+"""lm-eval tasks that come with preftune and need no network: preference_pairs, facts, instructions."""

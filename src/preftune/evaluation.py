@@ -159,8 +159,12 @@ def _run_tasks(
 
         sides = [(t.prompt, t.chosen) for t in tokens] + [(t.prompt, t.rejected) for t in tokens]
         scored = [(prompt, answer, score) for (prompt, answer), score in zip(sides, scores, strict=True)]
-        lm = ModelInMemory(
-            model, tokenizer, batch_size=settings["batch_size"], scored=scored, progress=lambda w: progress(f"lm-eval: {w}")
+        lm = ModelInMemory(  # pyright: ignore[reportAbstractUsage] - lm-eval registers HFLM untyped
+            model,
+            tokenizer,
+            batch_size=settings["batch_size"],
+            scored=scored,
+            progress=lambda w: progress(f"lm-eval: {w}"),
         )
     run_tasks(lm, tokenizer, pairs, settings, folder, tell)
 
@@ -185,8 +189,8 @@ def evaluate(job: Row) -> None:
     import torch
 
     torch.set_num_threads(job["threads"])
-    from preftune.loading import as_sft, end_ids, load_model, load_tokenizer
     from preftune.generation import Decoding, generate
+    from preftune.loading import as_sft, end_ids, load_model, load_tokenizer
     from preftune.scoring import answer_logps
     from preftune.tokens import tokenize_prompt
 

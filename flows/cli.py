@@ -1,4 +1,4 @@
-"""The front door: `preftune init | check | audit | datasets | run | runs | ui`.
+"""The front door: `preftune init | check | audit | datasets | run | evaluate | runs | compare | ui`.
 
 Exit codes: 0 done · 1 failed while running · 2 the input is wrong (recipe, data, model) · with --fail-on-reject
 also 3 rejected and 4 inconclusive.
@@ -9,6 +9,8 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,13 +21,16 @@ from preftune import __doc__ as tagline
 from preftune.children import interrupt
 from preftune.errors import PreftuneError, UserError
 from preftune.recipe import parse_overrides
-from preftune.workspace import find_workspace
+from preftune.workspace import Workspace, find_workspace
 
 os.environ.setdefault("DO_NOT_TRACK", "true")
 
 app = App(name="preftune", help=tagline, version=version("preftune"), result_action="return_value")
 Overrides = Annotated[str, Parameter(show=False, allow_leading_hyphen=True)]
 Json = Annotated[bool, Parameter(name="--json", negative=(), help="One JSON object on stdout, all else on stderr.")]
+FailOnReject = Annotated[
+    bool, Parameter(negative=(), help="Exit with 3 if the verdict is reject, 4 if it is inconclusive.")
+]
 OVERRIDES_HELP = "Any recipe key is an option too: --beta=0.2, --evaluation.preset=full."
 
 
@@ -112,35 +117,76 @@ def datasets(*, as_json: Json = False) -> int:
 
 
 @app.command(help=f"Run the whole pipeline on a recipe and print the verdict. {OVERRIDES_HELP}")
-def run(
-    recipe: Path,
-    /,
-    *overrides: Overrides,
-    as_json: Json = False,
-    fail_on_reject: Annotated[
-        bool, Parameter(negative=(), help="Exit with 3 if the verdict is reject, 4 if it is inconclusive.")
-    ] = False,
-) -> int:
-    from flows.local_server import LocalServer, configured_api
-    from flows.output import print_json, show_result
+def run(recipe: Path, /, *overrides: Overrides, as_json: Json = False, fail_on_reject: FailOnReject = False) -> int:
     from preftune.preflight import preflight
 
     workspace = find_workspace(recipe=recipe)
     values = parse_overrides(list(overrides))
     preflight(recipe, values, workspace)
+    with _prefect(workspace):
+        from flows.dpo_pipeline import dpo_pipeline  # imports Prefect while the server starts
+    return _tell(dpo_pipeline(recipe=str(recipe.resolve()), overrides=values), workspace, as_json, fail_on_reject)
+
+
+@app.command(help=f"Compare a model or adapter on disk with a recipe's SFT model, without training. {OVERRIDES_HELP}")
+def evaluate(
+    recipe: Path,
+    /,
+    *overrides: Overrides,
+    policy: Annotated[Path, Parameter(help="The folder of the model or adapter.")],
+    as_json: Json = False,
+    fail_on_reject: FailOnReject = False,
+) -> int:
+    from preftune.policies import find_policy
+    from preftune.preflight import preflight
+
+    workspace = find_workspace(recipe=recipe)
+    values = parse_overrides(list(overrides))
+    _, model, _ = preflight(recipe, values, workspace, replaces_output=False)
+    if model is not None:
+        find_policy(str(policy.resolve()), workspace, model)
+    with _prefect(workspace):
+        from flows.evaluate_policy import evaluate_policy
+    found = evaluate_policy(recipe=str(recipe.resolve()), policy=str(policy.resolve()), overrides=values)
+    return _tell(found, workspace, as_json, fail_on_reject)
+
+
+@contextmanager
+def _prefect(workspace: Workspace) -> Iterator[None]:
+    """Starts a local server where none is configured; the block imports the flow while it starts."""
+    from flows.local_server import LocalServer, configured_api
+
     server = None if configured_api() else LocalServer(workspace)
     os.environ.setdefault("PREFECT_LOCAL_STORAGE_PATH", str(workspace.prefect / "results"))
-    from flows.dpo_pipeline import dpo_pipeline  # imports Prefect while the server starts
-
+    yield
     if server is not None:
         server.wait()
-    result = dpo_pipeline(recipe=str(recipe.resolve()), overrides=values)
+
+
+def _tell(result: dict[str, Any], workspace: Workspace, as_json: bool, fail_on_reject: bool) -> int:
+    from flows.output import print_json, show_result
+
     if as_json:
         print_json(result)
     else:
         show_result(result, workspace)
     outcome = result["verdict"]["outcome"]
     return {"reject": 3, "inconclusive": 4}.get(outcome, 0) if fail_on_reject else 0
+
+
+@app.command(
+    help="Compare recorded runs on what they were all measured on: one HTML page, the first run is the measure."
+)
+def compare(run: str, other: str, /, *more: str, as_json: Json = False) -> int:
+    """Args: run, other, more: MLflow run ids, or what they start with (preftune runs)."""
+    from preftune.recorded_runs import compare_runs
+
+    from flows.output import print_json, show_comparison
+
+    workspace = find_workspace()
+    found = compare_runs(workspace, [run, other, *more])
+    print_json(found) if as_json else show_comparison(found, workspace)
+    return 0
 
 
 @app.command(help="List the recorded runs: experiment, kind, verdict, main measures.")

@@ -150,8 +150,9 @@ def show_result(result: dict[str, Any], workspace: Workspace) -> None:
     """The verdict table, and where to look next."""
     console = Console()
     outcome = result["verdict"]["outcome"]
-    table = Table(title="SFT against DPO, on the same held-out pairs and prompts", title_justify="left")
-    for column in ("measure", "SFT", "DPO"):
+    name = "policy" if "policy" in result else "DPO"
+    table = Table(title=f"SFT against {name}, on the same held-out pairs and prompts", title_justify="left")
+    for column in ("measure", "SFT", name):
         table.add_column(column, justify="left" if column == "measure" else "right")
     for row in headline_rows(result["metrics"]):
         table.add_row(*row)
@@ -159,6 +160,8 @@ def show_result(result: dict[str, Any], workspace: Workspace) -> None:
     console.print(f"verdict: [bold {_COLOURS[outcome]}]{outcome}[/]")
     for reason in result["verdict"]["reasons"]:
         console.print(f"  - {escape(reason)}")
+    for advice in result["verdict"]["advice"]:
+        console.print(f"  → {escape(advice)}")
     if result["training_notes"]:
         console.print("what the training shows:")
     for note in result["training_notes"]:
@@ -172,12 +175,30 @@ def show_result(result: dict[str, Any], workspace: Workspace) -> None:
     lines = [
         f"steps:    {steps} ({result['seconds']:.0f} s)",
         f"report:   {workspace.display(Path(result['report']))}",
-        f"model:    {workspace.display(Path(result['output_dir']))}",
+        f"policy:   {workspace.display(Path(result['policy']))}"
+        if "policy" in result
+        else f"model:    {workspace.display(Path(result['output_dir']))}",
         f"compare:  {result['compare_url']}",
     ]
     if not workspace.mlflow_uri.startswith("http"):
         lines.append("          (first start MLflow's UI: preftune ui)")
     say("\n".join(lines))
+
+
+def show_comparison(found: dict[str, Any], workspace: Workspace) -> None:
+    """What `preftune compare` found: the runs' measures side by side, and where the page is."""
+    console = Console()
+    table = Table(title=f"on the {found['pairs']:,} held-out pairs that all have in common", title_justify="left")
+    table.add_column("measure")
+    for run in found["runs"]:
+        table.add_column(escape(f"{run['name']}\n{run['run_id'][:8]}"), justify="right")
+    table.add_row("verdict", *(run["verdict"] or "" for run in found["runs"]))
+    for name, values in found["metrics"].items():
+        table.add_row(name, *("" if v is None else f"{v:.3f}" for v in values))
+    console.print(table)
+    for notice in found["notices"]:
+        console.print(f"[yellow]note[/]  {escape(notice)}")
+    say(f"report:   {workspace.display(Path(found['report']))}\ncompare:  {found['compare_url']}")
 
 
 def show_runs(rows: list[dict[str, Any]]) -> None:

@@ -1,15 +1,17 @@
 """Tasks that load a model: each starts one child process and holds the GPU slot while it runs."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from prefect import get_run_logger, task
 
-from preftune import steps, tracking
+from preftune import evaluation_steps, tracking, training_step
 from preftune.children import Tail
+from preftune.evaluation_schema import RewardModelJudge
+from preftune.judges.find import FoundJudge
 from preftune.live_metrics import LiveMetrics, outage_note
 from preftune.models import StartingModel, prepare_embedded
 from preftune.schema import Recipe
@@ -39,7 +41,7 @@ def evaluate_baseline(
 ) -> StepResult:
     """Evaluates the SFT model; also the check of the starting model."""
     with gpu_slot(workspace, "baseline", key):
-        return steps.make_baseline(workspace, key, recipe, model, mixture, lengths, get_run_logger().info)
+        return evaluation_steps.make_baseline(workspace, key, recipe, model, mixture, lengths, get_run_logger().info)
 
 
 @task(name="train", **_GPU_TASK)
@@ -56,7 +58,7 @@ def train_policy(
     logger = get_run_logger()
     watch = partial(_watched, workspace, recipe, identity)
     with gpu_slot(workspace, "train", key):
-        return steps.make_train(workspace, key, recipe, model, mixture, lengths, logger.info, watch)
+        return training_step.make_train(workspace, key, recipe, model, mixture, lengths, logger.info, watch)
 
 
 @task(name="policy", **_GPU_TASK)
@@ -67,11 +69,23 @@ def evaluate_policy(
     model: StartingModel,
     mixture: StepResult,
     lengths: StepResult,
-    train: StepResult,
+    policy: Path,
 ) -> StepResult:
-    """Evaluates the policy on what the baseline was evaluated on."""
+    """Evaluates a policy on what the baseline was evaluated on."""
+    tell = get_run_logger().info
     with gpu_slot(workspace, "policy", key):
-        return steps.make_policy(workspace, key, recipe, model, mixture, lengths, train, get_run_logger().info)
+        return evaluation_steps.make_policy(workspace, key, recipe, model, mixture, lengths, policy, tell)
+
+
+@task(name="judge", **_GPU_TASK)
+def judge_answers(
+    key: str, workspace: Workspace, judge: FoundJudge, baseline: StepResult, policy: StepResult
+) -> StepResult:
+    """Has both models' answers compared; a reward model on this machine holds the GPU slot."""
+    tell = get_run_logger().info
+    local = isinstance(judge.settings, RewardModelJudge)
+    with gpu_slot(workspace, "judge", key) if local else nullcontext():
+        return evaluation_steps.make_judge(workspace, key, judge, baseline, policy, tell)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from typing import Any
 
 from prefect import get_run_logger, task
 
-from preftune import steps, tracking
+from preftune import tracking, training_step, verdict_runs, verdict_step
 from preftune.hub_push import push
 from preftune.models import StartingModel
 from preftune.publish import publish_run
@@ -25,7 +25,7 @@ def reach_verdict(
     lineage: dict[str, str],
 ) -> StepResult:
     """Compares policy and SFT, decides, writes the report."""
-    return steps.make_verdict(workspace, key, recipe, results, done, lineage)
+    return verdict_step.make_verdict(workspace, key, recipe, results, done, lineage)
 
 
 @task(name="track", retries=3, retry_delay_seconds=[5, 20, 60])
@@ -34,7 +34,7 @@ def record_runs(
 ) -> dict[str, str]:
     """Completes both MLflow runs; returns {experiment, sft, policy}."""
     with tracking.mlflow_errors(workspace):
-        return tracking.record_both(workspace, recipe, results, identity, links)
+        return verdict_runs.record_both(workspace, recipe, results, identity, links)
 
 
 @task(name="merged", cache_policy=STEP_CACHE, persist_result=True, retries=1, retry_condition_fn=worth_a_retry)
@@ -42,7 +42,7 @@ def merge_adapter(
     key: str, workspace: Workspace, recipe: Recipe, model: StartingModel, train: StepResult
 ) -> StepResult:
     """Merges the trained adapter into the starting model."""
-    return steps.make_merged(workspace, key, recipe, model, train, get_run_logger().info)
+    return training_step.make_merged(workspace, key, recipe, model, train, get_run_logger().info)
 
 
 @task(name="publish", retries=1)

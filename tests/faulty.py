@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from preftune import keys, steps, store
+from preftune import keys, store, training_step
 from preftune.data.steps import make_data, make_lengths
 from preftune.models import StartingModel
 from preftune.preflight import preflight
@@ -170,7 +170,7 @@ class Prepared:
 
     def train(self, told: list[str]) -> StepResult:
         data = (self.recipe, self.model, self.mixture, self.lengths)
-        return steps.make_train(self.workspace, self.key, *data, told.append)
+        return training_step.make_train(self.workspace, self.key, *data, told.append)
 
 
 def prepare(project: Path, **overrides: Any) -> Prepared:

@@ -16,8 +16,8 @@ from fake_hub import WRITER, FakeHub, fake_hub
 from preftune.errors import StepError
 from preftune.models import find_model
 from preftune.recipe import load_recipe
-from preftune.steps import make_merged
 from preftune.store import StepResult
+from preftune.training_step import make_merged
 from preftune.workspace import Workspace
 
 pytestmark = pytest.mark.slow

@@ -1,7 +1,7 @@
 """The promises of docs/reliability.md about a training: each fault is injected for real (`make faults`).
 
 The training's own faults run in processes forked from a warm one (`faulty.attempt`: the child's real entry); those of
-which the parent has to make something run through `steps.make_train`, which starts real children.
+which the parent has to make something run through `training_step.make_train`, which starts real children.
 """
 
 import json
@@ -19,7 +19,7 @@ import pytest
 from conftest import write_pairs
 from faulty import Prepared, attempt, fill, prepare, train_in_process
 
-from preftune import steps
+from preftune import model_process
 from preftune.data.pairs import to_pair
 from preftune.errors import StepError, UserError
 from preftune.fitting import less_at_a_time
@@ -267,7 +267,9 @@ def with_fault(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """From now on children have a fault in them."""
 
     def inject(**fault: Any) -> None:
-        monkeypatch.setattr(steps, "launch_command", lambda _module, job, *_: [sys.executable, str(FAULTY), str(job)])
+        monkeypatch.setattr(
+            model_process, "launch_command", lambda _module, job, *_: [sys.executable, str(FAULTY), str(job)]
+        )
         monkeypatch.setenv("FAULT", json.dumps(fault or None))
 
     return inject
@@ -440,7 +442,7 @@ def test_an_artifact_that_cannot_be_written(small_disk: Path, tmp_path: Path) ->
         with mlflow_errors(workspace):
             curves = [{"step": s, "metrics": {"train/loss": 0.5}} for s in (1, 2)]
             shared: dict[str, Any] = {"params": {"beta": 0.1}, "metrics": {"m": 1.0}, "datasets": [], "tags": {}}
-            record(client, run, curves=curves, artifacts=[(report, "")], **shared)
+            record(client, run, curves=curves, artifacts=[(report, "")], content="verdict-1", **shared)
 
     with pytest.raises(StepError, match=r"report.html could not be written: .*No space left"):
         upload()
@@ -449,6 +451,6 @@ def test_an_artifact_that_cannot_be_written(small_disk: Path, tmp_path: Path) ->
     (small_disk / "filler").unlink()
     upload()
     found = client.get_run(run)
-    assert found.info.status == "FINISHED" and found.data.tags[DONE_TAG] == "true"
+    assert found.info.status == "FINISHED" and found.data.tags[DONE_TAG] == "verdict-1"
     assert [a.file_size for a in client.list_artifacts(run)] == [3_000_000]
     assert [m.step for m in client.get_metric_history(run, "train/loss")] == [1, 2]

@@ -155,3 +155,54 @@ def test_another_workspace_gives_the_same_numbers(first: dict[str, Any], project
     after = digests(tmp_path / "p/.preftune")
     assert after.items() <= before.items()
     assert len(after) == len(STEPS)
+
+
+def test_evaluating_the_result_again_costs_nothing(first: dict[str, Any], project: Path) -> None:
+    """The published folder holds the very weights that the run measured: every step is there, the verdict too."""
+    done = preftune("evaluate", "recipes/tiny/config.yaml", "--policy=data/tiny", "--json", cwd=project)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["steps"] == {s: "cached" for s in STEPS if s not in ("train", "verdict")} | {"verdict": "run"}
+    same = ("reward_accuracy", "reward_margin", "stop_rate", "nll_under_sft")
+    assert {n: found["metrics"]["policy"][n] for n in same} == {n: first["metrics"]["policy"][n] for n in same}
+    assert found["policy"] == str(project / "data/tiny") and "output_dir" not in found
+    assert found["run_id"] != first["run_id"] and found["sft_run_id"] == first["sft_run_id"]
+    assert Path(found["report"]).parent == project / ".preftune/reports"
+    run = client(project).get_run(found["run_id"])
+    assert run.data.tags["preftune.kind"] == "evaluation" and run.info.status == "FINISHED"
+
+
+def test_the_sft_model_itself_is_no_better_than_itself(first: dict[str, Any], project: Path, tiny_model: Path) -> None:
+    done = preftune(
+        *("evaluate", "recipes/tiny/config.yaml", f"--policy={tiny_model}", "--json", "--fail-on-reject"), cwd=project
+    )
+    found = json.loads(done.stdout)
+    assert done.returncode == 4, done.stderr
+    assert found["verdict"]["outcome"] == "inconclusive" and found["metrics"]["policy"]["reward_margin"] == 0.0
+
+
+def test_a_policy_that_is_none_is_told_before_anything_runs(project: Path) -> None:
+    done = preftune("evaluate", "recipes/tiny/config.yaml", "--policy=data/nothing", cwd=project)
+    assert done.returncode == 2 and "there is no such folder" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_recorded_runs_are_compared(first: dict[str, Any], project: Path) -> None:
+    """By the first characters of their ids; the policy against its baseline gives the verdict's own differences."""
+    ids = [first["sft_run_id"], first["run_id"]]
+    done = preftune("compare", *(i[:10] for i in ids), "--json", cwd=project)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [r["run_id"] for r in found["runs"]] == ids
+    assert [r["verdict"] for r in found["runs"]] == [None, first["verdict"]["outcome"]]
+    verdict = json.loads((project / "data/tiny/verdict.json").read_text())
+    assert found["pairs"] == verdict["pairs"] and found["answers"] == verdict["answers"]
+    for name in ("ranking_accuracy", "seq_rep_4", "response_tokens"):
+        assert found["differences"][name][0] == pytest.approx(verdict["differences"][name], abs=1e-9), name
+    assert Path(found["report"]).read_text().count("<html") == 1
+    for wrong, message in (
+        (["zzz", ids[0]], "no recorded run"),
+        ([ids[0], ids[0]], "named twice"),
+        (["", ids[0]], "no re"),
+    ):
+        done = preftune("compare", *wrong, cwd=project)
+        assert done.returncode == 2 and message in done.stderr, done.stderr

@@ -12,6 +12,7 @@ from preftune import accelerate_configs, keys, store
 from preftune.data.pairs import Pair
 from preftune.models import StartingModel
 from preftune.plan import make_plan, sharding_of, step_count, training_value
+from preftune.policies import find_policy
 from preftune.recipe import resolve
 from preftune.schema import Recipe
 from preftune.store import StepResult
@@ -175,10 +176,18 @@ def test_what_would_be_reused(workspace: Workspace, model: StartingModel) -> Non
         return {s for s, yes in make_plan(with_recipe, workspace, model, mixture, None)["reused"].items() if yes}
 
     assert reused(first) == {"source", "mixture"}
-    store.make(workspace, "baseline", keys.baseline_key(first, model, mixture), lambda _: {})
+    store.make(workspace, "baseline", keys.baseline_key(first, workspace, model, mixture), lambda _: {})
     assert reused(first) == {"source", "mixture", "baseline"}
-    train = store.make(workspace, "train", keys.train_key(first, workspace, model, mixture), lambda _: {})
-    store.make(workspace, "policy", keys.policy_key(first, model, mixture, train), lambda _: {})
+
+    def trained(folder: Path) -> dict[str, Any]:
+        (folder / "model").mkdir()
+        (folder / "model/adapter_config.json").write_text("{}")
+        (folder / "model/adapter_model.safetensors").write_bytes(b"weights")
+        return {}
+
+    train = store.make(workspace, "train", keys.train_key(first, workspace, model, mixture), trained)
+    policy = find_policy(str(train.folder(workspace) / "model"), workspace, model)
+    store.make(workspace, "policy", keys.policy_key(first, workspace, model, mixture, policy.digest), lambda _: {})
     assert reused(first) == {"source", "mixture", "baseline", "train", "policy"}
     assert reused(recipe(beta=0.2)) == {"source", "mixture", "baseline"}
     assert reused(recipe(beta=0.1, output_dir="data/other")) == {"source", "mixture", "baseline", "train", "policy"}

@@ -1,8 +1,6 @@
 """The report: everything told, everything escaped, nothing loaded from elsewhere."""
 
-import json
 import math
-import random
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -11,122 +9,28 @@ from typing import Any
 
 import pytest
 from markupsafe import escape
+from sample_evidence import curves, judgement, make_input, make_verdict
 
-from preftune.report import ReportInput, measure_rows, render_report
-from preftune.schema import Gate
-from preftune.verdict import compare
+from preftune.report import ReportInput, render_report, training_sentence
 
 EVIL = "<script>alert('x')</script>"
+ESCAPED = "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;"
 VOID = {"meta", "link", "br", "hr", "img", "input", "path", "use"}
 
 
-def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+@pytest.fixture(scope="module")
+def data() -> ReportInput:
+    return make_input()
 
 
-def model_rows(gain: float, evil: str = "") -> dict[str, list[dict[str, Any]]]:
-    """What the evaluation of a model writes: 40 pairs, 9 prompts."""
-    rng = random.Random(0)
-    pairs = []
-    for i in range(40):
-        base, shift = -60 - 20 * rng.random(), rng.gauss(gain, abs(gain))
-        pairs.append(
-            {
-                "row_id": i,
-                "group_id": f"g{i}",
-                "source": f"shop-chats{evil}",
-                "chosen_logp": base + shift - gain,
-                "rejected_logp": base - rng.gauss(0, 4) - shift - gain,
-                "chosen_tokens": 30,
-                "rejected_tokens": 28,
-            }
-        )
-    answers = []
-    for i in range(9):
-        stopped, tokens = i != 4, 40 + 7 * i + int(gain)
-        answers.append(
-            {
-                "row_id": i,
-                "prompt": [
-                    {"role": "system", "content": "You help customers of a small shop." + evil},
-                    {"role": "user", "content": f"Where is my order number {i}?" + evil},
-                ],
-                "text": "" if i == 7 else "Your order left our house this morning.\nIt comes tomorrow." + evil,
-                "chosen": "I looked it up: it arrives tomorrow before noon." + evil,
-                "tokens": tokens,
-                "stopped": stopped,
-                "seq_rep_4": 0.02 * i,
-                "logp": -1.4 * tokens,
-                "sft_logp": -(1.4 + gain / 100) * tokens,
-                "logp_tokens": tokens + 1,
-            }
-        )
-    lm_eval = [
-        {"row_id": i, "task": "preference_pairs", "acc": float(rng.random() < 0.6), "acc_norm": 1.0} for i in range(40)
-    ]
-    return {"pairs": pairs, "answers": answers, "lm_eval": lm_eval}
+@pytest.fixture(scope="module")
+def page(data: ReportInput) -> str:
+    return render_report(data)
 
 
-NOTES = [
-    {"severity": "warning", "name": "margin-flat", "text": "the margin did not grow", "advice": "read some pairs"},
-    {"severity": "note", "name": "clipping", "text": "75% of the gradients were cut", "advice": ""},
-]
-
-
-def make(folder: Path, evil: str = "", gain: float = 4.0) -> ReportInput:
-    sft, policy = model_rows(0.0, evil), model_rows(gain, evil)
-    for who, found in (("sft", sft), ("policy", policy)):
-        (folder / who).mkdir()
-        for name, rows in found.items():
-            write(folder / who / f"{name}.jsonl", rows)
-    training = {"steps": 120, "max_steps": 120, "pairs": 960, "epochs": 1.0, "adapter": True, "world_size": 2}
-    training |= {"trainable_parameters": 1_200_000, "parameters": 134_515_008}
-    verdict = compare(folder / "sft", folder / "policy", training, 0.1, Gate.model_validate({}), folder, NOTES)
-    curves = []
-    for step in range(0, 121, 10):
-        won = 1 - math.exp(-step / 50)
-        values = {
-            "loss": 0.69 - 0.2 * won,
-            "rewards/chosen": -0.1 * won,
-            "rewards/rejected": -0.8 * won,
-            "rewards/margins": 0.7 * won,
-            "rewards/accuracies": 0.5 + 0.25 * won,
-        }
-        metrics = {f"train/{k}": v for k, v in values.items()}
-        if step % 40 == 0:
-            metrics |= {f"eval/{k}": v * 0.97 for k, v in values.items()}
-        curves.append({"step": step, "metrics": metrics})
-    split = {"split": "train", "read": 1200, "kept": 1150, "dropped": {"duplicate": 44, "tie": 6}}
-    split |= {"mean_chars": {"chosen": 201.5, "rejected": 188.1}, "chosen_longer": 0.5414}
-    ids = [f"data/shop-chats.jsonl{evil}", "HuggingFaceH4/ultrafeedback_binarized"]
-    return ReportInput(
-        name=f"shop-assistant{evil}",
-        verdict={**verdict, "reasons": [r + evil for r in verdict["reasons"]]},
-        curves=curves,
-        margins=[json.loads(line)["margin"] for line in (folder / "comparison.jsonl").read_text().splitlines()],
-        answers=list(zip(sft["answers"], policy["answers"], strict=True)),
-        sources=[
-            {"id": i, "source_digest": "9f2c" * 16, "notices": [f"split 'train' was read{evil}"], "train": split}
-            for i in ids
-        ],
-        mixture={
-            "train": 960,
-            "test": 40,
-            "overlap": 3,
-            "by_source": {ids[0]: 700, ids[1]: 260},
-            "shares": {ids[0]: 0.7292, ids[1]: 0.2708},
-            "notices": [f"no test split is named: 10% of the prompts are held out{evil}"],
-        },
-        training=training,
-        recipe={"model_name_or_path": f"org/model{evil}", "learning_rate": 5e-6, "gate": {"min_reward_accuracy": 0.5}},
-        steps={"check": "cached", "mix": "cached", "train": "run", "evaluate": "run"},
-        lineage={f"base model{evil}": f"SmolLM2-135M-Instruct{evil}", "git revision": "4c1d9aa"},
-    )
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> ReportInput:
-    return make(tmp_path)
+@pytest.fixture(scope="module")
+def evil_page() -> str:
+    return render_report(make_input(EVIL))
 
 
 class Balance(HTMLParser):
@@ -170,34 +74,100 @@ def parse(text: str) -> Balance:
     return parser
 
 
-def test_tells_everything(data: ReportInput) -> None:
-    text = render_report(data)
+def section(page: str, name: str) -> str:
+    """The page's part of that id."""
+    start = page.index(f'<section id="{name}"')
+    return page[start : page.index("</section>", start)]
+
+
+def words(markup: str) -> str:
+    """What a reader sees: the text without tags, on one line."""
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", markup))
+
+
+def test_tells_everything(data: ReportInput, page: str) -> None:
     outcome = data.verdict["outcome"]
-    assert outcome == "promote"
-    assert 0 < text.index(f"</svg>{outcome}</p>") < text.index("<table")
+    assert 0 < page.index(f"</svg>{outcome}</p>") < page.index("<table")
     for name in data.verdict["metrics"]["policy"]:
         if not name.endswith(("_lo", "_hi")):
-            assert f"<code>{name}</code>" in text
-    for told in (*data.verdict["reasons"], *(d["name"] for d in data.verdict["damages"]), *data.steps):
-        assert escape(told) in text
-    assert "120 of 120 steps on 960 pairs" in text
-    assert "the same pair stands earlier in this source" in text
-    assert "learning_rate: 5.0e-06" in text
-    assert text.count('<article class="answer"') == 6
-    assert text.count("<summary>Prompt ") == 3
-    assert "SFT and DPO did not stop" not in text  # row 4 is one of the open ones
-    assert text.count('class="tag bad">did not stop') == 2
-    assert text.count("(empty answer)") == 2
-    assert text.count('<figure class="chart">') == 6
+            assert f"<code>{name}</code>" in page
+    told = (*data.verdict["reasons"], *data.verdict["advice"], data.verdict["power"]["text"], *data.steps)
+    for text in (*told, *(d["name"] for d in data.verdict["damages"])):
+        assert escape(text) in page
+    assert "120 of 120 steps on 960 pairs" in page
+    assert "the same pair stands earlier in this source" in page
+    assert "learning_rate: 5.0e-06" in page
+    assert page.count('<figure class="chart">') == 6
 
 
-def test_what_the_training_shows_stands_beside_its_curves(data: ReportInput) -> None:
-    text = render_report(data)
-    parse(text)
-    part = text[text.index("What the training shows") : text.index('id="margins"')]
+def test_the_measure_that_decides_has_a_gauge_with_its_bar(page: str) -> None:
+    verdict = section(page, "verdict")
+    label = "Length-controlled win rate 58.0%, 95% interval 52.0% to\xa064.0%; it must lie above 50.0%"
+    assert f'aria-label="{label}"' in verdict
+    assert 'class="range" style="left:52.00%;width:12.00%"' in verdict
+    assert 'class="dot" style="left:58.00%"' in verdict and 'class="bar" style="left:50.00%"' in verdict
+    assert "<strong>Power:</strong> with 40 pairs" in verdict
+
+
+def test_notes_of_the_verdict_and_of_the_training_stand_apart(page: str, data: ReportInput) -> None:
+    part = section(page, "training")
     assert part.index("the margin did not grow.") < part.index("75% of the gradients were cut.")
     assert part.count("look into it") == 1 and "read some pairs." in part
-    assert "What the training shows" not in render_report(replace(data, verdict={**data.verdict, "training_notes": []}))
+    verdict = section(page, "verdict")
+    assert "12 % flip." in verdict and "a larger judge." in verdict and "gradients" not in verdict
+    without = replace(data, verdict={**data.verdict, "training_notes": [], "notes": []})
+    assert "What the training shows" not in render_report(without)
+    assert "Worth knowing" not in render_report(without)
+
+
+def test_the_judge_s_section(page: str) -> None:
+    judge = words(section(page, "judge"))
+    assert "Held-out prompts DPO against SFT, 200 comparisons 110 won, 24 tied, 66 lost 61.0%" in judge
+    assert "AlpacaEval SFT against the reference answers" in judge
+    assert "AlpacaEval DPO against the reference answers" in judge
+    for told in ("12.0%", "56.0% (50% is no bias)", "0.9%", "380 made, 46 from the cache", "1.23", "2 × time-out"):
+        assert told in judge, told
+    assert "210,345 read, 40,211 written" in judge
+    assert "Turn 2 6.50 6.00 to 7.00 8.00 7.20 to 8.80" in judge and "+1.50 +0.70 to +2.30 better" in judge
+    assert "not usable" not in judge
+
+
+def test_a_judge_that_cannot_be_used_says_why(data: ReportInput) -> None:
+    judge = {**data.verdict["judge"], "usable": False, "why": "43 % of its verdicts flip"}
+    page = render_report(replace(data, verdict={**data.verdict, "judge": judge}))
+    assert "not usable 43 % of its verdicts flip" in words(section(page, "judge"))
+
+
+def test_capability_tasks_with_their_tests(page: str) -> None:
+    tasks = words(section(page, "tasks"))
+    assert (
+        "facts exact_match 120 41.0% 40.0% −1.0 points −5.0 to +3.0 no clear change 0.750 exact McNemar 1.000" in tasks
+    )
+    assert "120 in 60 groups" in tasks and "&lt; 0.001" in tasks
+
+
+def test_accuracy_by_source_and_topic(page: str) -> None:
+    pairs = words(section(page, "pairs"))
+    assert "shop-chats 26 85.0% 75.0% to 95.0% 50.0% 60.0%" in pairs
+    assert "returns 13 70.0%" in pairs
+    assert "fell by 2.400 nats an answer on average (−0.080 per token" in pairs
+
+
+def test_without_a_judge(data: ReportInput) -> None:
+    page = render_report(make_input(judged=False))
+    parse(page)
+    assert 'id="judge"' not in page and 'href="#judge"' not in page and 'id="suites"' not in page
+    assert "The measure that decides: reward accuracy" in page
+    assert "No judge compared the answers" in section(page, "answers")
+
+
+def test_a_policy_that_was_not_trained_here(data: ReportInput) -> None:
+    page = render_report(replace(data, policy_name="policy", training=None, curves=[]))
+    parse(page)
+    assert '<th scope="col" class="n">Policy</th>' in page
+    assert "The policy, compared with the SFT model" in page
+    assert "was not trained here" in section(page, "training")
+    assert "nothing was logged" not in page and "DPO" not in words(section(page, "answers"))
 
 
 def test_orpo_s_curves_are_drawn(data: ReportInput) -> None:
@@ -207,14 +177,15 @@ def test_orpo_s_curves_are_drawn(data: ReportInput) -> None:
         named = {"loss": 2.5 - step / 9, "nll_loss": 2.2, "log_odds_ratio": -0.6, "log_odds_chosen": 0.1}
         named |= {"rewards/chosen": -0.2, "rewards/rejected": -0.21, "rewards/margins": 0.01, "rewards/accuracies": 0.6}
         rows.append({"step": step, "metrics": {f"train/{k}": v for k, v in named.items()}})
-    text = render_report(replace(data, curves=rows))
+    text = render_report(replace(data, curves=rows, policy_name="ORPO"))
     parse(text)
-    assert "ORPO loss" in text and "DPO loss" not in text
+    assert "ORPO loss" in text and "DPO loss" not in text and "The ORPO model moved towards" in text
     assert text.count('<figure class="chart">') == 6
 
 
-def test_is_well_formed(data: ReportInput) -> None:
-    found = parse(render_report(data))
+@pytest.mark.parametrize("judged", [True, False])
+def test_is_well_formed(judged: bool) -> None:
+    found = parse(render_report(make_input(EVIL, judged)))
     assert len(found.ids) == len(set(found.ids))
     assert found.refers <= set(found.ids)
     assert found.levels[0] == 1
@@ -222,30 +193,47 @@ def test_is_well_formed(data: ReportInput) -> None:
     assert all(b <= a + 1 for a, b in zip(found.levels, found.levels[1:], strict=False))
 
 
-def test_loads_nothing(data: ReportInput) -> None:
-    text = render_report(data)
-    assert not re.search(r"""(?:src|href|action|srcset)\s*=\s*["']?\s*(?!#|data:,)[^"'>]""", text)
-    assert not re.search(r"@import|url\(\s*(?!#)", text)
-    assert "<script" not in text
-    assert "http://" not in text
+def test_loads_nothing(page: str) -> None:
+    assert not re.search(r"""(?:src|href|action|srcset)\s*=\s*["']?\s*(?!#|data:,)[^"'>]""", page)
+    assert not re.search(r"@import|url\(\s*(?!#)", page)
+    assert "<script" not in page
+    assert "http://" not in page
+    assert "default-src 'none'" in page
 
 
-def test_same_twice(data: ReportInput) -> None:
-    assert render_report(data) == render_report(data)
+def test_same_twice(data: ReportInput, page: str) -> None:
+    assert render_report(data) == page
 
 
-def test_all_text_is_escaped(tmp_path: Path) -> None:
-    text = render_report(make(tmp_path, EVIL))
-    parse(text)
-    assert "<script" not in text
-    escaped = "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;"
+def test_all_text_is_escaped(evil_page: str) -> None:
+    parse(evil_page)
+    assert "<script" not in evil_page
     for before in (
         "shop-assistant",
         "no damage measure exceeds its bar",
+        "before you promote it",
+        "4 times in 10",
+        "12 % flip",
+        "a larger judge",
+        "lm-eval facts",
+        "prompts",
+        "judge-large",
+        "2 × time-out",
+        "max_requests reached",
+        "writing",
+        "helpful_base",
+        "a-reference-model",
+        "The Rhine and gladly, number 0.",
+        "Use 1 eggs.",
+        "An ode.",
+        "A fair answer.",
+        "On second thought.",
+        "delivery",
         "data/shop-chats.jsonl",
         "is my order number 0?",
         "It comes tomorrow.",
         "before noon.",
+        "who knows.",
         "small shop.",
         "base model",
         "SmolLM2-135M-Instruct",
@@ -253,7 +241,26 @@ def test_all_text_is_escaped(tmp_path: Path) -> None:
         "&#39;train&#39; was read",
         "are held out",
     ):
-        assert f"{before}{escaped}" in text, before
+        assert f"{before}{ESCAPED}" in evil_page.replace("<ins>", "").replace("</ins>", ""), before
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\ud800b", "a?b"),
+        ("a\x00b\x1b[31mc", "a\ufffdb\ufffd[31mc"),
+        ("\u202etxet desrever\u202c", "\u202etxet desrever\u202c"),
+        ("&lt;b&gt; &amp;nbsp;", "&amp;lt;b&amp;gt; &amp;amp;nbsp;"),
+    ],
+)
+def test_odd_characters(data: ReportInput, tmp_path: Path, text: str, shown: str) -> None:
+    both = [({**s, "text": text}, {**p, "text": text}) for s, p in data.answers]
+    page = render_report(replace(data, name=text, answers=both))
+    parse(page)
+    (tmp_path / "report.html").write_text(page, encoding="utf-8")
+    # A direction override ends with its element: each text has one of its own.
+    assert f'<div class="text" dir="auto">{shown}</div>' in page
+    assert f"<h1><bdi>{shown}</bdi></h1>" in page
 
 
 def test_what_was_not_measured(data: ReportInput) -> None:
@@ -263,57 +270,70 @@ def test_what_was_not_measured(data: ReportInput) -> None:
         return [None] * 3 if isinstance(value, list) else None
 
     verdict = {
-        **data.verdict,
+        **make_verdict(judged=False),
         "outcome": "reject",
         "reasons": ["reward_accuracy is missing or not finite"],
+        "primary": {**data.verdict["primary"], "name": "reward_accuracy", "value": None, "low": None, "high": None},
         "metrics": without(data.verdict["metrics"]),
         "differences": without(data.verdict["differences"]),
         "damages": [{**d, "mean": None, "low": None} for d in data.verdict["damages"]],
         "displacement": without(data.verdict["displacement"]),
+        **{"by_source": [], "by_topic": [], "tasks": [], "power": None, "advice": [], "notes": []},
     }
-    bare = replace(data, verdict=verdict, curves=[], margins=[], answers=[], sources=[], steps={}, lineage={})
+    bare = replace(data, verdict=verdict, curves=[], comparison=[], answers=[], suite_answers=[], judgements=[])
+    bare = replace(bare, pairs=[], grades=[], sources=[], steps={}, lineage={})
     text = render_report(bare)
     parse(text)
     assert "</svg>reject</p>" in text
     assert text.count("not measured") > 20
-    assert "<figure" not in text
+    assert "<figure" not in text and '<div class="gauge">' not in text
     for note in ("No training curves", "No chart: no margins", "No charts: no answers", "No answers were generated"):
         assert note in text
+    for heading in ("What ran", "Lineage", "By source", "By topic", "furthest below 0", "What to do next"):
+        assert heading not in text
 
 
 @pytest.mark.parametrize(
     "values",
-    [[0.0], [0.25], [-3.0, -3.0, -3.0], [0.0, math.nan], [math.inf, 1.0], [1e-9, -1e9, 2.0], [5e-324, 0.0]],
+    [
+        [0.0],
+        [0.25],
+        [-3.0, -3.0, -3.0],
+        [0.0, math.nan],
+        [math.inf, 1.0],
+        [1e-9, -1e9, 2.0],
+        [5e-324, 0.0],
+        [None, 1.0],
+    ],
 )
-def test_charts_of_odd_values(data: ReportInput, values: list[float]) -> None:
+def test_charts_of_odd_values(data: ReportInput, values: list[Any]) -> None:
     names = ("loss", "rewards/chosen", "rewards/accuracies")
-    curves: list[dict[str, Any]] = [
+    rows: list[dict[str, Any]] = [
         {"step": s, "metrics": {f"train/{n}": v for n in names}} for s, v in enumerate(values)
     ]
-    curves += [{"step": 7, "metrics": {"eval/loss": None}}, {"step": None, "metrics": None}]
-    text = render_report(replace(data, curves=curves, margins=values, answers=data.answers[:1]))
+    rows += [{"step": 7, "metrics": {"eval/loss": None}}, {"step": None, "metrics": None}]
+    comparison = [{**c, "margin": v} for c, v in zip(data.comparison, values, strict=False)]
+    text = render_report(replace(data, curves=rows, comparison=comparison, answers=data.answers[:1]))
     parse(text)
     assert 'id="margins-title"' in text
     assert "nan" not in re.sub(r"<style.*?</style>", "", text, flags=re.S).lower()
 
 
-def test_differences_are_told_as_points(data: ReportInput) -> None:
-    verdict = json.loads(json.dumps(data.verdict))
-    verdict["metrics"]["policy"]["stop_rate"] = 0.5
-    verdict["differences"] |= {"stop_rate": [-0.25, -0.4, -0.1], "empty_rate": [0.0, -0.1, 0.1]}
-    verdict["differences"]["response_tokens"] = [12.5, 3.0, 20.0]
-    verdict["metrics"]["policy"]["new_measure"] = 2.5
-    rows = {r["name"]: r for group in measure_rows(verdict).values() for r in group}
-    stop = rows["stop_rate"]
-    assert stop["policy"]["value"] == "50.0%"
-    assert stop["difference"] == {"value": "−25.0 points", "interval": "−40.0 to\u00a0−10.0"}
-    assert stop["judgement"] == "worse"
-    assert rows["empty_rate"]["judgement"] == "no clear change"
-    assert rows["response_tokens"]["judgement"] == "higher"
-    assert rows["reward_accuracy"]["difference"] is None
-    assert rows["new_measure"]["policy"]["value"] == "2.500"
-    assert rows["new_measure"]["sft"]["value"] == "not measured"
+def test_a_page_of_a_thousand_prompts_stays_small() -> None:
+    """Long answers of both models, a judge who talks: under 2 MB, and it says what is left out."""
+    data = make_input(prompts=1000)
+    words_of = "This is a rather long answer that goes on & on, 'quoted' <here>. " * 30  # 2 kB, as 512 tokens are
+    both = [({**s, "text": words_of + s["text"]}, {**p, "text": words_of + p["text"]}) for s, p in data.answers]
+    judged = [judgement("held_out", s["row_id"], 1.0, words=words_of) for s, _ in both]
+    page = render_report(replace(data, answers=both, judgements=judged, curves=curves()))
+    assert 500_000 < len(page.encode()) < 2_000_000
+    shown = section(page, "answers").count('<details class="answer"')
+    assert f"{1000 - shown} of 1,000 prompts are not shown" in page and 50 < shown < 1000
 
 
-def test_lone_surrogates_can_be_written(data: ReportInput, tmp_path: Path) -> None:
-    (tmp_path / "report.html").write_text(render_report(replace(data, name="a\ud800b")))
+def test_the_training_in_a_sentence() -> None:
+    found = {"steps": 2, "max_steps": 4, "pairs": 1200, "epochs": 0.5, "world_size": 1, "adapter": False}
+    told = training_sentence({**found, "trainable_parameters": 10, "parameters": 10})
+    assert told.startswith("2 of 4 steps on 1,200 pairs (epochs: 0.5, processes: 1); full model")
+    assert "?" in training_sentence({"steps": 2})
+    assert "not trained here" in training_sentence(None)

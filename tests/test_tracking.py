@@ -46,12 +46,15 @@ def test_metrics_are_sent_once_also_by_a_new_process(opened: tuple[Any, str]) ->
     assert [m.step for m in client.get_metric_history(run_id, "train/loss")] == [1, 2, 3]
 
 
-def record(client: Any, run_id: str, artifacts: list[tuple[Path, str]]) -> None:
+def record(
+    client: Any, run_id: str, artifacts: list[tuple[Path, str]], content: str = "v1", accuracy: float = 0.75
+) -> None:
     tracking.record(
         client,
         run_id,
+        content=content,
         params={"beta": 0.1, "mixture": {"datasets": [{"id": "x", "weight": 1.0}]}, "long": "y" * 7000},
-        metrics={"reward_accuracy": 0.75, "kl_per_token": None},
+        metrics={"reward_accuracy": accuracy, "kl_per_token": None},
         curves=ROWS,
         datasets=[{"name": "d", "digest": "0" * 64, "context": "training", "profile": {"pairs": 3}}],
         artifacts=artifacts,
@@ -71,6 +74,23 @@ def test_a_recorded_run_is_complete_and_stays_as_it_is(opened: tuple[Any, str], 
     assert run.data.metrics == {"reward_accuracy": 0.75, "train/loss": pytest.approx(1 / 3)}
     assert len(client.get_metric_history(run_id, "reward_accuracy")) == 1
     assert [i.dataset.digest for i in run.inputs.dataset_inputs] == ["0" * 36]
+
+
+def test_another_verdict_of_the_same_run_replaces_its_measures_and_files(
+    opened: tuple[Any, str], tmp_path: Path
+) -> None:
+    """A judge that could not be reached was asked again: the run shows the newest verdict; the curves stay once."""
+    client, run_id = opened
+    (tmp_path / "a.txt").write_text("hello")
+    record(client, run_id, [(tmp_path / "a.txt", "")])
+    (tmp_path / "a.txt").write_text("hello again")
+    for _ in range(2):
+        record(client, run_id, [(tmp_path / "a.txt", "")], content="v2", accuracy=0.5)
+    run = client.get_run(run_id)
+    assert run.data.metrics["reward_accuracy"] == 0.5 and run.data.tags[tracking.DONE_TAG] == "v2"
+    assert Path(client.download_artifacts(run_id, "a.txt")).read_text() == "hello again"
+    assert [m.step for m in client.get_metric_history(run_id, "train/loss")] == [1, 2, 3]
+    assert [m.value for m in client.get_metric_history(run_id, "reward_accuracy")] == [0.75, 0.5]
 
 
 def test_an_artifact_that_did_not_arrive_is_told(
@@ -106,7 +126,7 @@ def test_an_artifact_that_cannot_be_written_is_named_and_sent_by_the_next_try(
     run = client.get_run(run_id)
     assert run.info.status == "RUNNING" and tracking.DONE_TAG not in run.data.tags
     record(client, run_id, [(tmp_path / "a.txt", "")])
-    assert client.get_run(run_id).data.tags[tracking.DONE_TAG] == "true"
+    assert client.get_run(run_id).data.tags[tracking.DONE_TAG] == "v1"
     assert [m.step for m in client.get_metric_history(run_id, "train/loss")] == [1, 2, 3], "sent before, not again"
 
 

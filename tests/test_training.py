@@ -14,7 +14,7 @@ from preftune.data.pairs import Pair, to_pair
 
 @pytest.fixture
 def job(tiny_model: Path, tmp_path: Path) -> dict[str, Any]:
-    """A job as `steps.make_train` writes it: 12 pairs, batches of 4, two epochs: 6 steps."""
+    """A job as `training_step.make_train` writes it: 12 pairs, batches of 4, two epochs: 6 steps."""
     write_pairs(tmp_path / "raw.jsonl", 12, 5)
     rows = [json.loads(line) for line in (tmp_path / "raw.jsonl").read_text().splitlines()]
     pairs = [to_pair(r, "raw", str(i)) for i, r in enumerate(rows)]

@@ -7,9 +7,23 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Literal
 
-from preftune.schema import Gate
+from preftune.power import Primary
 
 Outcome = Literal["promote", "reject", "inconclusive"]
+Kind = Literal["stop", "empty", "repetition", "nll", "capability"]
+ALPHA = 0.05
+
+_AFTER_DAMAGE: dict[str, str] = {
+    "stop": "the policy learned to go on: see in the report whether its answers ramble or are good but long; look "
+    "whether the chosen answers are whole (max_length cuts them?), then train with a higher beta or less long",
+    "empty": "look at the prompts that are answered with nothing, and at very short chosen answers in the data "
+    "(preftune audit); then train with a lower learning_rate or a higher beta",
+    "repetition": "the policy repeats itself: train with a lower learning_rate, a higher beta, or fewer epochs",
+    "nll": "the policy writes what the SFT model finds very unlikely, as damaged models do: lower learning_rate, or "
+    "raise beta; if the answers read well, raise gate.max_nll_factor",
+    "capability": "the policy lost an ability: raise beta, lower learning_rate or train fewer steps, or mix in pairs "
+    "of that kind; the table of tasks shows which answers changed",
+}
 
 
 @dataclass(frozen=True)
@@ -21,73 +35,145 @@ class Damage:
         mean: Mean paired loss (positive: worse than SFT).
         low: The paired one-sided 95 % lower bound of it.
         bar: What it may not exceed.
+        kind: What was damaged.
+        p: Of an exact test that there is a loss at all, adjusted for as many as are made; None: the bound decides
+            alone. With few items a bootstrap bound of a 0/1 measure is too sure of itself, and of many tasks one
+            exceeds its bar by chance; so both must agree.
     """
 
     name: str
     mean: float
     low: float
     bar: float
+    kind: Kind = "capability"
+    p: float | None = None
 
     @property
     def applies(self) -> bool:
-        return self.low > self.bar
+        return self.low > self.bar and (self.p is None or self.p < ALPHA)
 
     @property
     def measured(self) -> bool:
-        return isfinite(self.mean) and isfinite(self.low) and isfinite(self.bar)
+        return all(isfinite(v) for v in (self.mean, self.low, self.bar, 0.0 if self.p is None else self.p))
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gate decided, and why, in words."""
+    """What the gate decided, why, and what to do next, in words."""
 
     outcome: Outcome
     reasons: list[str]
+    advice: list[str]
+
+
+def _unmeasured(required: dict[str, float], damages: list[Damage], primary: Primary) -> list[str]:
+    reasons = [f"{name} is missing or not finite" for name, value in required.items() if not isfinite(value)]
+    reasons += [f"{d.name} could not be measured" for d in damages if not d.measured]
+    decides = primary.unusable is None and primary.unidentified is None
+    if decides and not all(map(isfinite, (primary.value, primary.low, primary.high, primary.bar))):
+        reasons.append(f"the {primary.words} or its interval is missing or not finite")
+    return reasons
+
+
+def _more(primary: Primary, needed: int | None) -> list[str]:
+    """What to do when the size does not suffice."""
+    rows = "evaluation.max_pairs" if primary.items == "pairs" else "evaluation.max_prompts"
+    size = f"about {needed:,}" if needed else "more"
+    return [
+        f"measure {size} held-out {primary.items}: hold out more (test_split_size, or a larger test split) and raise "
+        f"{rows}",
+        "or make the difference larger: more or cleaner pairs, more steps, a lower beta",
+        "until then keep the SFT model",
+    ]
 
 
 def decide(
     *,
     required: dict[str, float],
-    steps: tuple[int, int],
+    steps: tuple[int, int] | None,
     damages: list[Damage],
-    accuracy: tuple[float, float, float],
-    pairs: int,
+    primary: Primary,
     needed: int | None,
-    gate: Gate,
 ) -> Verdict:
     """Decides.
 
     Args:
         required: Measures that must be there and finite.
-        steps: (done, planned) optimizer steps.
+        steps: (done, planned) optimizer steps; None for a policy that was not trained here.
         damages: The losses with their bars.
-        accuracy: Held-out reward accuracy with its 95 % interval: (value, low, high).
-        pairs: How many held-out pairs it is measured on.
-        needed: How many pairs would decide, if these do not.
-        gate: The bars.
+        primary: Held-out reward accuracy; with a judge the length-controlled win rate.
+        needed: How many items would decide, if these do not.
     """
-    reasons = [f"{name} is missing or not finite" for name, value in required.items() if not isfinite(value)]
-    reasons += [f"{d.name} could not be measured" for d in damages if not d.measured]
-    if steps[0] != steps[1]:
+    reasons, advice = _unmeasured(required, damages, primary), []
+    if reasons:
+        advice = [
+            "find out where it comes from before anything else: a loss that is not finite (see the curves), a damaged "
+            "file, or a dtype that is too narrow (dtype: float32)"
+        ]
+    if steps is not None and steps[0] != steps[1]:
         reasons.append(f"training stopped at step {steps[0]} of {steps[1]}")
+        advice.append("run the same command again: the training goes on from its newest checkpoint")
     if reasons:
-        return Verdict("reject", reasons)
-    reasons = [
-        f"{d.name}: worse than SFT by {d.mean:.3g} (95 % sure of at least {d.low:.3g}; allowed {d.bar:g})"
-        for d in damages
-        if d.applies
-    ]
-    if reasons:
-        return Verdict("reject", reasons)
-    value, low, high = accuracy
-    text = f"reward accuracy {value:.1%} on {pairs} held-out pairs (95 % interval {low:.1%} to {high:.1%})"
-    if all(map(isfinite, accuracy)) and low > gate.min_reward_accuracy:
+        return Verdict("reject", reasons, advice)
+    if found := [d for d in damages if d.applies]:
+        reasons = [
+            f"{d.name}: worse than SFT by {d.mean:.3g} (95 % sure of at least {d.low:.3g}; allowed {d.bar:g})"
+            for d in found
+        ]
+        advice = [_AFTER_DAMAGE[kind] for kind in dict.fromkeys(d.kind for d in found)]
+        return Verdict("reject", reasons, ["keep the SFT model", *advice])
+    if primary.unusable is not None:
         return Verdict(
-            "promote", [f"{text}: above {gate.min_reward_accuracy:.0%}", "no damage measure exceeds its bar"]
+            "inconclusive",
+            [f"the judge cannot be used: {primary.unusable}"],
+            [
+                "read a few of its verdicts (judgements.jsonl), then take a stronger judge model, or repair the "
+                "endpoint; verdicts that are there already are not asked for again",
+                "or remove evaluation.judge: then the held-out reward accuracy decides",
+            ],
         )
-    if isfinite(high) and high < 0.5:
-        return Verdict("reject", [f"{text}: below 50 %, the policy prefers the rejected answers"])
-    more = f"; about {needed} held-out pairs would decide at this accuracy" if needed else ""
-    if high < gate.min_reward_accuracy:
-        return Verdict("inconclusive", [f"{text}: below {gate.min_reward_accuracy:.0%}, but not below 50 %"])
-    return Verdict("inconclusive", [f"{text}: it includes {gate.min_reward_accuracy:.0%}{more}"])
+    if primary.unidentified is not None:
+        return Verdict(
+            "inconclusive",
+            [f"the win rate at equal length is unknown: {primary.unidentified} on {primary.n} prompts"],
+            [
+                "measure more prompts (evaluation.max_prompts), or a policy whose answers are not all longer (pairs "
+                "in which the chosen answer is not the longer one; a higher beta)",
+                "or take a judge that looks less at the length",
+            ],
+        )
+    return _by_primary(primary, needed)
+
+
+def _by_primary(primary: Primary, needed: int | None) -> Verdict:
+    """The rows on the primary measure, which is finite and usable here."""
+    value, low, high, bar = primary.value, primary.low, primary.high, primary.bar
+    text = (
+        f"{primary.words} {value:.1%} on {primary.n} held-out {primary.items} (95 % interval {low:.1%} to {high:.1%})"
+    )
+    if low > bar:
+        return Verdict(
+            "promote",
+            [f"{text}: above {bar:.0%}", "no damage measure exceeds its bar"],
+            ["read the worst losses in the report; if they can be lived with, the policy can replace the SFT model"],
+        )
+    if high < 0.5:
+        pairs = primary.items == "pairs"
+        meaning = "the policy prefers the rejected answers" if pairs else "the judge prefers SFT's answers"
+        check = (
+            "look whether chosen and rejected are swapped in the data (preftune audit shows pairs)"
+            if pairs
+            else "read the worst losses in the report: they show what the judge dislikes"
+        )
+        return Verdict("reject", [f"{text}: below 50 %, {meaning}"], ["keep the SFT model", check])
+    if high < bar:
+        return Verdict(
+            "inconclusive",
+            [f"{text}: below {bar:.0%}, but not below 50 %"],
+            [
+                "more data will not change this: the policy is not as much better as the gate asks for",
+                "train more or on better pairs, or lower the bar if so much is not needed",
+            ],
+        )
+    more = f"; about {needed:,} held-out {primary.items} would decide" if needed else ""
+    return Verdict("inconclusive", [f"{text}: it includes {bar:.0%}{more}"], _more(primary, needed))

@@ -1,8 +1,9 @@
 """What each step's result depends on, as a key: the same key, the same result, on every machine.
 
-`steps.py` makes the results; `preftune check` asks for the keys alone.
+The `…_step(s).py` modules make the results; `preftune check` asks for the keys alone.
 """
 
+import itertools
 import os
 from typing import Any
 
@@ -11,11 +12,13 @@ from preftune.accelerate_configs import Launch
 from preftune.data import check_list
 from preftune.data.registry import default_languages
 from preftune.data.sources import Source
-from preftune.digest import code_version, json_digest, library_versions
+from preftune.digest import code_version, file_sha256, json_digest, library_versions
+from preftune.judges.find import FoundJudge
 from preftune.known_keys import snapshot
 from preftune.models import StartingModel
 from preftune.schema import Mixture, Recipe, Validation
-from preftune.store import StepResult
+from preftune.store import StepResult, find
+from preftune.suites import find_suite
 from preftune.workspace import Workspace
 
 # Keys of DPOConfig that change where and how much is written, not what is learned.
@@ -29,16 +32,24 @@ _NOT_LEARNED = {
     "save_total_limit",
     "dataset_num_proc",
 }
-_VERDICT_CODE = ("verdict", "gate", "statistics")
+_VERDICT_CODE = (
+    *("verdict", "comparison_inputs", "measures", "task_losses", "win_rates", "length_control", "mt_bench_scores"),
+    *("power", "gate", "decision", "statistics", "verdict_notes"),
+)
 _READING_CODE = (
     *("data/hub", "data/sources", "data/layout", "data/readers", "data/text_rows", "data/arrow_rows", "data/shuffle"),
     *("data/adapters", "data/trees", "data/pairs", "data/languages", "data/checks", "data/check_list"),
 )
 _TEMPLATES = ("templates/style.css.j2", "templates/parts.html.j2")
-_REPORT_CODE = ("report", "plots", "pages", "templates/report.html.j2", *_TEMPLATES)
+_REPORT_CODE = (
+    *("report", "report_input", "report_tables", "report_answers", "measure_table", "side_by_side", "answer_view"),
+    *("plots", "training_plots", "answer_plots", "display", "pages", *_TEMPLATES),
+    *("templates/report.html.j2", "templates/report_judge.html.j2", "templates/report_origin.html.j2"),
+    "templates/answers.html.j2",
+)
 _AUDIT_CODE = (
     *("audit/collect", "audit/advice", "audit/measures", "audit/page", "audit/charts", "audit/samples"),
-    *("audit/tables", "plots", "statistics", "data/check_list", "data/steps"),
+    *("audit/tables", "plots", "display", "statistics", "data/check_list", "data/steps"),
     *("pages", "templates/audit.html.j2", *_TEMPLATES),
 )
 _MIXTURE_CODE = (
@@ -50,7 +61,19 @@ _TRAINING_CODE = (
     *("generation_settings", "reporting", "ranks", "guards"),
     *_LENGTHS_CODE,
 )
-_EVALUATION_CODE = ("evaluation", "scoring", "tokens", "lm_eval_pairs", *_LENGTHS_CODE)
+_JUDGE_CODE = (
+    *("judges/run", "judges/interface", "judges/prompts", "judges/replies", "judges/language_model"),
+    *("judges/endpoint", "judges/ledger", "judges/reward_model", "judges/reward_scores"),
+)
+_LOCAL_TASKS = (
+    *("lm_tasks/documents", "lm_tasks/preference_pairs", "lm_tasks/rules"),
+    *(f"lm_tasks/{task}{ending}" for task in ("facts", "instructions") for ending in (".py", ".yaml", ".jsonl")),
+)
+_EVALUATION_CODE = (
+    *("evaluation", "loading", "scoring", "generation", "lm_in_memory", "tokens", "capability"),
+    *_LOCAL_TASKS,
+    *_LENGTHS_CODE,
+)
 
 
 def threads() -> int:
@@ -134,11 +157,21 @@ def audit_key(recipe: Recipe, lengths: StepResult | None, sources: list[StepResu
     )
 
 
-def _evaluation_key(recipe: Recipe, model: StartingModel, mixture: StepResult) -> dict[str, Any]:
+def _own_tasks(folder: str | None, workspace: Workspace) -> dict[str, str]:
+    """The content of the user's own lm-eval task files."""
+    if folder is None:
+        return {}
+    place = workspace.resolve(folder)
+    return {str(p.relative_to(place)): file_sha256(p) for p in sorted(place.rglob("*")) if p.is_file()}
+
+
+def _evaluation_key(recipe: Recipe, workspace: Workspace, model: StartingModel, mixture: StepResult) -> dict[str, Any]:
     return {
         "model": model.digest,
         "pairs": mixture.info["test_sha256"],
-        "evaluation": recipe.evaluation.model_dump(exclude={"preset", "training_pairs", "judge"}),
+        "evaluation": recipe.evaluation.model_dump(exclude={"preset", "training_pairs", "judge", "suites"}),
+        "suites": [find_suite(s, workspace).digest for s in recipe.evaluation.suites],
+        "tasks": _own_tasks(recipe.evaluation.task_folder, workspace),
         "truncation": truncation(recipe),
         "device": accelerate_configs.device(),
         "max_length": max_length(recipe),
@@ -148,10 +181,10 @@ def _evaluation_key(recipe: Recipe, model: StartingModel, mixture: StepResult) -
     }
 
 
-def baseline_key(recipe: Recipe, model: StartingModel, mixture: StepResult) -> str:
+def baseline_key(recipe: Recipe, workspace: Workspace, model: StartingModel, mixture: StepResult) -> str:
     """Key of the SFT model's evaluation: the model, the held-out side, the evaluation's settings. Not the
     training's: every recipe that starts from this model and holds out these pairs shares it."""
-    return json_digest({"step": "baseline", **_evaluation_key(recipe, model, mixture)})
+    return json_digest({"step": "baseline", **_evaluation_key(recipe, workspace, model, mixture)})
 
 
 def train_key(
@@ -200,9 +233,25 @@ def fingerprint(recipe: Recipe, model: StartingModel, mixture: StepResult) -> di
     }
 
 
-def policy_key(recipe: Recipe, model: StartingModel, mixture: StepResult, train: StepResult) -> str:
-    """Key of the policy's evaluation: as the baseline's, and the trained weights."""
-    return json_digest({"step": "policy", "policy": train.digest, **_evaluation_key(recipe, model, mixture)})
+def policy_key(recipe: Recipe, workspace: Workspace, model: StartingModel, mixture: StepResult, policy: str) -> str:
+    """Key of a policy's evaluation: as the baseline's, and the policy's weights (`policies.Policy.digest`)."""
+    return json_digest({"step": "policy", "policy": policy, **_evaluation_key(recipe, workspace, model, mixture)})
+
+
+def judge_key(judge: FoundJudge, workspace: Workspace, baseline: StepResult, policy: StepResult) -> str:
+    """Key of a judge's work: both models' answers, and the judge.
+
+    Where an earlier try lacks verdicts that could still be had (time-outs, the budget), it is a new key: the same
+    command asks again, and only for what is missing.
+    """
+    answers = {"baseline": baseline.digest, "policy": policy.digest}
+    depends = {"step": "judge", **answers, "judge": judge.digest, "code": code_version(*_JUDGE_CODE)}
+    for tries in itertools.count():
+        key = json_digest({**depends, "tries": tries})
+        found = find(workspace, "judge", key)
+        if found is None or not found.info["again"]:
+            return key
+    raise AssertionError("counting has no end")
 
 
 def merged_key(recipe: Recipe, model: StartingModel, train: StepResult) -> str:
@@ -224,20 +273,25 @@ def beta(recipe: Recipe) -> float:
     return float(recipe.training.get("beta", snapshot()["training"]["beta"]["default"]))
 
 
-def run_identity(recipe: Recipe, baseline: str, train: str) -> str:
-    """What makes one MLflow run: known before the training starts."""
-    return json_digest(
-        {"train": train, "baseline": baseline, "gate": recipe.gate.model_dump(), "code": code_version(*_VERDICT_CODE)}
-    )
+def run_identity(recipe: Recipe, baseline: str, policy: str) -> str:
+    """What makes one MLflow run, known before the training starts.
+
+    Args:
+        recipe: The resolved recipe.
+        baseline: The baseline's key.
+        policy: The training's key, or the digest of a policy on disk.
+    """
+    judge = recipe.evaluation.judge.model_dump() if recipe.evaluation.judge else None
+    bars = [recipe.gate.model_dump(), judge]
+    return json_digest({"policy": policy, "baseline": baseline, "bars": bars, "code": code_version(*_VERDICT_CODE)})
 
 
-def verdict_key(recipe: Recipe, baseline: StepResult, train: StepResult, policy: StepResult) -> str:
-    """Key of a verdict: both evaluations, the training, β and the bars."""
+def verdict_key(recipe: Recipe, results: dict[str, Any]) -> str:
+    """Key of a verdict: both evaluations, the training, the judge's verdicts, β and the bars."""
+    steps = ("baseline", "train", "policy", "judge")
     return json_digest(
         {
-            "baseline": baseline.digest,
-            "policy": policy.digest,
-            "train": train.digest,
+            **{step: results[step].digest for step in steps if step in results},
             "beta": beta(recipe),
             "gate": recipe.gate.model_dump(),
             "code": code_version(*_VERDICT_CODE, "training_notes", *_REPORT_CODE),

@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from preftune import accelerate_configs, ranks, steps
+from preftune import accelerate_configs, ranks
 from preftune.accelerate_configs import Launch, gpu_count
 from preftune.errors import UserError
+from preftune.model_process import child_env
 
 
 def launcher_options() -> list[str]:
@@ -89,5 +90,5 @@ def settle(options: list[str]) -> Launch | None:
         ranks.be_alone()
     elif use < started:
         ranks.shrink(use)
-    os.environ.update(steps.child_env(launch))
+    os.environ.update(child_env(launch))
     return launch

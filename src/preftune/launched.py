@@ -12,7 +12,7 @@ import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
-from preftune import accelerate_configs, children, faults, keys, publish, ranks, steps, summary
+from preftune import accelerate_configs, children, faults, keys, publish, ranks, summary, training_step
 from preftune.accelerate_configs import NAMES, Launch
 from preftune.children import ERROR_FILE, die_with_parent, one_line, report_error
 from preftune.data.steps import make_data, make_lengths
@@ -103,7 +103,7 @@ def _lead(path: Path, overrides: list[str], launch: Launch, workspace: Workspace
         handed_over = True
         _train(job)
 
-    train = steps.make_train(workspace, key, recipe, model, mixture, lengths, _say, launch=launch, run=run)
+    train = training_step.make_train(workspace, key, recipe, model, mixture, lengths, _say, launch=launch, run=run)
     if not handed_over:
         _say("trained before: nothing to do")
         ranks.hand_over(None)
@@ -162,7 +162,7 @@ def _publish(workspace: Workspace, recipe: Recipe, model: StartingModel, results
         return  # a run was here: its verdict and report stay
     if recipe.merge_adapter:
         key = keys.merged_key(recipe, model, train)
-        results["merged"] = steps.make_merged(workspace, key, recipe, model, train, _say)
+        results["merged"] = training_step.make_merged(workspace, key, recipe, model, train, _say)
     publish.publish_run(workspace, recipe, model, target, results)
 
 

@@ -102,7 +102,7 @@ def check_name(name: str, method: str = "dpo") -> None:
             )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text())
         if not isinstance(value, dict):
@@ -114,17 +114,18 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"not JSON: {e}", str(path), "the model's folder is damaged: copy it again") from None
 
 
-def _template(folder: Path) -> str | None:
+def chat_template_of(folder: Path) -> str | None:
     jinja = folder / "chat_template.jinja"
     if jinja.exists():
         return jinja.read_text()
-    template = _read_json(folder / "tokenizer_config.json").get("chat_template")
+    template = read_json(folder / "tokenizer_config.json").get("chat_template")
     if isinstance(template, list):  # several named ones
         template = next((t["template"] for t in template if t.get("name") == "default"), None)
     return template
 
 
-def _weights_problem(folder: Path) -> str | None:
+def weights_problem(folder: Path) -> str | None:
+    """What is wrong with the weights' files, or None."""
     if any(folder.glob("*.safetensors")):
         return None
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
@@ -132,7 +133,7 @@ def _weights_problem(folder: Path) -> str | None:
     return "it holds no weights (*.safetensors)"
 
 
-def _folder_digests(folder: Path, cache: Path) -> dict[str, str]:
+def folder_digests(folder: Path, cache: Path) -> dict[str, str]:
     """The sha256 of each of a model's files; one whose size and time did not change is not read again."""
     files = sorted({p for pattern in _DIGEST_FILES for p in folder.glob(pattern)})
     try:
@@ -170,7 +171,7 @@ def find_model(recipe: Recipe, workspace: Workspace) -> StartingModel:
     if is_hub:
         if name.startswith((".", "/", "~")) or name.count("/") != 1:
             raise UserError("there is no such model folder", f"model_name_or_path: {name}", "correct the path")
-        folder, commit = _hub_snapshot(name, revision)
+        folder, commit = hub_snapshot(name, revision)
     if not (folder / "config.json").exists():
         if (folder / "adapter_config.json").exists():
             raise UserError(
@@ -179,9 +180,9 @@ def find_model(recipe: Recipe, workspace: Workspace) -> StartingModel:
                 "merge the adapter into its base model first, and name the merged folder",
             )
         raise UserError("the folder holds no model (config.json)", f"model_name_or_path: {name}", "correct the path")
-    if not is_hub and (problem := _weights_problem(folder)):
+    if not is_hub and (problem := weights_problem(folder)):
         raise UserError(problem, f"model_name_or_path: {name}", "convert it with save_pretrained to safetensors")
-    template = recipe.chat_template or _template(folder)
+    template = recipe.chat_template or chat_template_of(folder)
     if not template:
         needed = "" if recipe.method == "orpo" else ". DPO needs a model that already follows instructions"
         raise UserError(
@@ -192,7 +193,7 @@ def find_model(recipe: Recipe, workspace: Workspace) -> StartingModel:
     if is_hub:
         content = weights = f"{name}@{commit}"
     else:
-        digests = _folder_digests(folder, workspace.models / "digests.json")
+        digests = folder_digests(folder, workspace.models / "digests.json")
         content = json_digest(digests)
         weights = {n: sha for n, sha in digests.items() if n == "config.json" or n.endswith(".safetensors")}
     digest = json_digest({"content": content, "template": template, "dtype": recipe.model.get("dtype")})
@@ -200,7 +201,7 @@ def find_model(recipe: Recipe, workspace: Workspace) -> StartingModel:
     return StartingModel(name, path, commit, digest, template, str(folder), weights=json_digest(weights))
 
 
-def _hub_snapshot(name: str, revision: str | None) -> tuple[Path, str]:
+def hub_snapshot(name: str, revision: str | None) -> tuple[Path, str]:
     """The folder of a hub model's small files, and the commit."""
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError

@@ -6,6 +6,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+_CONTROL = dict.fromkeys([*range(9), 11, *range(14, 32), 127], "\ufffd")
+
 
 def render(template: str, **values: Any) -> str:
     """Renders a template of ours.
@@ -27,4 +29,5 @@ def render(template: str, **values: Any) -> str:
     environment.filters["svg"] = lambda chart: Markup(chart.svg)  # plots.py: only our own labels and numbers
     environment.filters["count"] = lambda value: f"{value:,.0f}".replace("-", "−")
     page = environment.get_template(template).render(**values)
-    return page.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate cannot be written to a file
+    # A lone surrogate cannot be written to a file, and control characters are no HTML: a NUL ends some readers' text.
+    return page.encode("utf-8", "replace").decode("utf-8").translate(_CONTROL)

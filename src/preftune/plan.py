@@ -12,6 +12,7 @@ from preftune.memory import Sharding
 from preftune.memory_plan import plan_memory
 from preftune.model_shape import find_shape
 from preftune.models import StartingModel
+from preftune.policies import find_policy
 from preftune.schema import Recipe
 from preftune.store import StepResult
 from preftune.strict_yaml import load_yaml
@@ -139,12 +140,13 @@ def make_plan(
         if plan["device"] == "cpu" and model.name.endswith("135M-Instruct"):
             plan["training_minutes"] = round(plan["tokens"] * CPU_SECONDS_PER_TOKEN / 60, 1)
     wanted = {
-        "baseline": keys.baseline_key(recipe, model, mixture),
+        "baseline": keys.baseline_key(recipe, workspace, model, mixture),
         "train": keys.train_key(recipe, workspace, model, mixture),
     }
     found = {step: store.find(workspace, step, key) for step, key in wanted.items()}
     plan["reused"] |= {step: result is not None for step, result in found.items()}
     if (train := found["train"]) is not None:
-        key = keys.policy_key(recipe, model, mixture, train)
+        policy = find_policy(str(train.folder(workspace) / "model"), workspace, model)
+        key = keys.policy_key(recipe, workspace, model, mixture, policy.digest)
         plan["reused"]["policy"] = store.find(workspace, "policy", key) is not None
     return plan

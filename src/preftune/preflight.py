@@ -8,17 +8,20 @@ from preftune.accelerate_configs import device, launch
 from preftune.data.checks import peek
 from preftune.data.sources import Source, find_source
 from preftune.errors import UserError
+from preftune.judges.find import find_judge
 from preftune.models import StartingModel, check_name, embedded_folder, find_model
 from preftune.packages import missing_packages
 from preftune.publish import check_replaceable
 from preftune.recipe import load_recipe
 from preftune.reporting import check_reporting
 from preftune.schema import EMBEDDED_MODEL, Recipe
+from preftune.suites import find_suite, read_suite
+from preftune.task_check import check_tasks
 from preftune.workspace import Workspace, output_folder
 
 
 def preflight(
-    path: Path, overrides: Mapping[str, Any], workspace: Workspace
+    path: Path, overrides: Mapping[str, Any], workspace: Workspace, replaces_output: bool = True
 ) -> tuple[Recipe, StartingModel | None, list[Source]]:
     """Checks recipe, output folder, model and the head of every dataset.
 
@@ -26,6 +29,7 @@ def preflight(
         path: The recipe.
         overrides: Keys that win over it.
         workspace: The project and its workspace.
+        replaces_output: Whether the recipe's output folder will be written.
 
     Returns:
         The recipe, the starting model (None if the embedded one has yet to be fetched), the datasets.
@@ -36,10 +40,16 @@ def preflight(
     recipe = load_recipe(path, overrides)
     _check_machine(recipe, path)
     check_reporting(recipe.training.get("report_to"))
-    check_replaceable(output_folder(workspace, recipe.output_dir))
+    if replaces_output:
+        check_replaceable(output_folder(workspace, recipe.output_dir))
     launch(workspace, recipe.accelerate_config)
     check_name(recipe.model_name, recipe.method)
     workspace.make()
+    check_tasks(recipe.evaluation, workspace)
+    for suite in recipe.evaluation.suites:
+        read_suite(find_suite(suite, workspace))
+    if recipe.evaluation.judge is not None:
+        find_judge(recipe.evaluation.judge, workspace)
     sources = [find_source(e, workspace) for e in recipe.mixture.datasets]
     for source in sources:
         peek(source, recipe.validation)

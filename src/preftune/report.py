@@ -1,268 +1,155 @@
-"""The report of one DPO run: a single HTML file that needs nothing else, for people to read in a review."""
+"""The report of one run: a single HTML file that needs nothing else, for people to read in a review."""
 
 import json
-import math
-import textwrap
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any
 
 import yaml
 
-from preftune import plots
+from preftune import answer_plots, plots, training_plots
+from preftune.answer_view import LONGEST
 from preftune.data.pairs import REASONS
+from preftune.display import cell, interval_text, is_number, number, triple, value_text
+from preftune.measure_table import measure_rows
 from preftune.pages import render
-from preftune.plots import number
+from preftune.report_answers import held_out_answers, low_margin_pairs, suite_sections
+from preftune.report_input import ReportInput
+from preftune.report_tables import (
+    damage_row,
+    gauge,
+    group_rows,
+    judge_facts,
+    mt_bench_rows,
+    task_rows,
+    win_rate_rows,
+)
 
-OPEN_ANSWERS = 6
+__all__ = ["ReportInput", "measure_rows", "render_report", "report_charts", "training_sentence"]
+
 LONG_TEXT = 1200  # characters: from here on a text scrolls in its own box
 OUTCOMES = {
-    "promote": "The DPO model moved towards the better answers and shows no damage: it can replace the SFT model.",
-    "reject": "The DPO model must not replace the SFT model: keep the SFT model.",
-    "inconclusive": "These measurements do not decide: keep the SFT model until more held-out pairs are measured.",
+    "promote": "{Called} moved towards the better answers and shows no damage: it can replace the SFT model.",
+    "reject": "{Called} must not replace the SFT model: keep the SFT model.",
+    "inconclusive": "These measurements do not decide: keep the SFT model until more is measured.",
 }
-
-
-@dataclass(frozen=True)
-class ReportInput:
-    """All that a report tells.
-
-    Args:
-        name: The recipe's name.
-        verdict: verdict.json, as `verdict.compare` returns it.
-        curves: Rows of metrics.jsonl: `step` and `metrics` by name.
-        margins: Held-out reward margins, one a pair.
-        answers: (SFT's row, policy's row) of answers.jsonl on the same prompt.
-        sources: The report of each dataset, as `checks.check_source` returns it.
-        mixture: As `mixture.build_mixture` returns it.
-        training: train.json.
-        recipe: The resolved recipe, flat.
-        steps: Step name → "cached" or "run".
-        lineage: Label → text.
-    """
-
-    name: str
-    verdict: dict[str, Any]
-    curves: list[dict[str, Any]]
-    margins: list[float]
-    answers: list[tuple[dict[str, Any], dict[str, Any]]]
-    sources: list[dict[str, Any]]
-    mixture: dict[str, Any]
-    training: dict[str, Any]
-    recipe: dict[str, Any]
-    steps: dict[str, str]
-    lineage: dict[str, str]
-
-
-class Measure(NamedTuple):
-    """How one measure is shown: its human label, its unit, and which way is better ("" if neither)."""
-
-    label: str
-    unit: str  # share, nats, tokens, number
-    better: str = ""
-    note: str = ""
-
-
-PREFERENCE, ANSWERS, CAPABILITY = "Preference on held-out pairs", "Generated answers", "Capability (lm-eval)"
-MEASURES: dict[str, dict[str, Measure]] = {
-    PREFERENCE: {
-        "reward_accuracy": Measure("Reward accuracy", "share", "higher", "decides; SFT is 50% by definition"),
-        "reward_margin": Measure("Reward margin", "number", "higher", "SFT is 0 by definition"),
-        "ranking_accuracy": Measure("Ranking accuracy", "share", "higher", "chosen is likelier than rejected"),
-        "ranking_accuracy_per_token": Measure("Ranking accuracy per token", "share", "higher", "length-normalised"),
-        "chosen_logp_per_token": Measure("Log-likelihood of chosen", "nats", "higher", "per token"),
-        "rejected_logp_per_token": Measure("Log-likelihood of rejected", "nats", "", "per token; DPO lowers it"),
-    },
-    ANSWERS: {
-        "response_tokens": Measure("Answer length", "tokens"),
-        "stop_rate": Measure("Answers that stop by themselves", "share", "higher"),
-        "empty_rate": Measure("Empty answers", "share", "lower"),
-        "seq_rep_4": Measure("Repetition", "share", "lower", "share of repeated 4-grams"),
-        "nll_under_sft": Measure("NLL of the answers under SFT", "nats", "lower", "per token"),
-        "kl_per_token": Measure("KL from SFT", "nats", "lower", "per token; SFT is 0 by definition"),
-    },
-    CAPABILITY: {},
+PRIMARY = {
+    "reward_accuracy": "reward accuracy",
+    "win_rate": "win rate",
+    "lc_win_rate": "length-controlled win rate",
 }
-LM_EVAL = {"acc": "accuracy", "acc_norm": "accuracy, length-normalised"}
-KEY_MEASURES = ("reward_accuracy", "ranking_accuracy", "stop_rate", "seq_rep_4", "response_tokens")
+KEY_MEASURES = (
+    *("lc_win_rate", "mt_bench/score", "reward_accuracy", "ranking_accuracy", "stop_rate", "seq_rep_4"),
+    "response_tokens",
+)
 
 
-def _is(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _text(value: Any, unit: str, signed: bool = False) -> str:
-    """A value in its unit; a difference of shares is told in percentage points."""
-    if not _is(value):
-        return "not measured"
-    if unit == "share":
-        sign = round(value * 100, 1)
-        text = f"{abs(sign):.1f}" + ("" if signed else "%")
-    else:
-        text = f"{abs(value):,.1f}" if unit == "tokens" else number(abs(value))
-        sign = 0.0 if text in ("0.0", "0") else value
-    return ("−" if sign < 0 else "+" if signed and sign > 0 else "") + text
-
-
-def _range(low: Any, high: Any, unit: str, signed: bool = False) -> str:
-    return f"{_text(low, unit, signed)} to\u00a0{_text(high, unit, signed)}" if _is(low) and _is(high) else ""
-
-
-def _triple(metrics: dict[str, Any], name: str) -> tuple[Any, Any, Any]:
-    return metrics.get(name), metrics.get(f"{name}_lo"), metrics.get(f"{name}_hi")
-
-
-def _cell(triple: Sequence[Any], unit: str, signed: bool = False) -> dict[str, str]:
-    value, low, high = triple
-    points = " points" if signed and unit == "share" and _is(value) else ""
-    return {
-        "value": _text(value, unit, signed) + points,
-        "interval": _range(low, high, unit, signed) if low != high else "",
-    }
-
-
-def _judgement(difference: Sequence[Any], better: str) -> str:
-    """What a difference's interval says, in one word or two."""
-    _, low, high = difference
-    if not (_is(low) and _is(high)):
-        return ""
-    if low <= 0 <= high:
-        return "no clear change"
-    way = "higher" if low > 0 else "lower"
-    return way if not better else "better" if way == better else "worse"
-
-
-def measure_rows(verdict: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """The table of all measures: group → rows, also for measures this module does not know.
-
-    Args:
-        verdict: verdict.json.
-    """
-    both = verdict["metrics"]
-    known = {name: (group, m) for group, found in MEASURES.items() for name, m in found.items()}
-    names = [n for n in {**both["sft"], **both["policy"]} if not n.endswith(("_lo", "_hi"))]
-    groups: dict[str, list[dict[str, Any]]] = {group: [] for group in MEASURES}
-    for name in [n for n in known if n in names] + [n for n in names if n not in known]:
-        group, measure = known.get(name, (CAPABILITY, Measure(name, "number")))
-        if name.startswith("lm_eval/"):
-            _, task, metric = name.split("/", 2)
-            measure = Measure(f"{task}: {LM_EVAL.get(metric, metric)}", "share", "higher")
-        difference = verdict["differences"].get(name)  # none where SFT is its own reference
-        row = measure._asdict() | {
-            "name": name,
-            "sft": _cell(_triple(both["sft"], name), measure.unit),
-            "policy": _cell(_triple(both["policy"], name), measure.unit),
-            "difference": _cell(difference, measure.unit, signed=True) if difference else None,
-            "judgement": _judgement(difference, measure.better) if difference else "",
-        }
-        groups[group].append(row)
-    return {group: rows for group, rows in groups.items() if rows}
-
-
-def summary(verdict: dict[str, Any]) -> str:
+def summary(data: ReportInput) -> str:
     """The verdict's key numbers in plain words."""
+    verdict, called = data.verdict, data.called
     sft, policy = verdict["metrics"]["sft"], verdict["metrics"]["policy"]
-    value, low, high = _triple(policy, "reward_accuracy")
+    sentences = []
+    if is_number(policy.get("lc_win_rate")):
+        _, low, high = triple(policy, "lc_win_rate")
+        interval = f" (95% interval {interval_text(low, high, 'share')})" if is_number(low) else ""
+        sentences.append(
+            f"With the length of the answers taken out, the judge prefers {called} to the SFT model in "
+            f"{policy['lc_win_rate']:.1%} of the comparisons{interval}, where 50% is a draw."
+        )
+    value, low, high = triple(policy, "reward_accuracy")
     accuracy = "has no measured reward accuracy"
-    if _is(value):
-        interval = f" (95% interval {_range(low, high, 'share')})" if _is(low) and _is(high) else ""
+    if is_number(value):
+        interval = f" (95% interval {interval_text(low, high, 'share')})" if is_number(low) else ""
         accuracy = f"moved towards the better answer in {value:.1%} of them{interval}, where 50% is chance"
-    stop, before = (_text(found.get("stop_rate"), "share") for found in (policy, sft))
-    return (
-        f"On {verdict['pairs']:,} held-out pairs the DPO model {accuracy}. Of its answers to {verdict['answers']:,} "
-        f"held-out prompts, the share that stop by themselves is {stop} (SFT: {before})."
+    sentences.append(f"On {verdict['pairs']:,} held-out pairs {called} {accuracy}.")
+    stop, before = (value_text(found.get("stop_rate"), "share") for found in (policy, sft))
+    sentences.append(
+        f"Of its answers to {verdict['answers']:,} held-out prompts, the share that stop by themselves is {stop} "
+        f"(SFT: {before})."
     )
+    return " ".join(sentences)
 
 
-def _gauge(data: ReportInput) -> dict[str, Any] | None:
-    """Reward accuracy with its interval and the bar, as percentages of the width."""
-    value, low, high = _triple(data.verdict["metrics"]["policy"], "reward_accuracy")
-    if not (_is(value) and _is(low) and _is(high)):
-        return None
-    bar = (data.recipe.get("gate") or {}).get("min_reward_accuracy", 0.5)
-    at = {"value": value, "low": low, "high": high, "bar": bar if _is(bar) else 0.5}
-    shown = {f"{k}_text": _text(v, "share") for k, v in at.items()}
-    return {k: f"{100 * v:.2f}" for k, v in {**at, "width": high - low}.items()} | shown
-
-
-def _damage(found: dict[str, Any]) -> dict[str, str]:
-    measured = _is(found["low"]) and _is(found["mean"])
-    within = ("yes" if found["low"] <= found["bar"] else "no") if measured else "not measured"
-    numbers = {k: _text(found[k], "number", signed=k != "bar") for k in ("mean", "low", "bar")}
-    return {"name": found["name"], "within": within, **numbers}
-
-
-def _drift(verdict: dict[str, Any]) -> list[str]:
+def _drift(data: ReportInput) -> list[str]:
     """Likelihood displacement and KL, a sentence each."""
-    found = verdict.get("displacement") or {}
-    change, share = found.get("mean_chosen_logp_change"), found.get("share_fallen")
+    found = data.verdict["displacement"]
+    change, share = found["mean_chosen_logp_change"], found["share_fallen"]
     displacement = "The change of the chosen answers' log-likelihood was not measured."
-    if _is(change) and _is(share):
-        moved = f"{'fell' if change < 0 else 'rose'} by {number(abs(change))} nats on average"
-        displacement = f"The log-likelihood of the chosen answers {moved}; it fell for {share:.1%} of the pairs."
-    value, low, high = _triple(verdict["metrics"]["policy"], "kl_per_token")
-    interval = f" (95% interval {_range(low, high, 'nats')})" if _is(low) and low != high else ""
-    kl = f"{number(value)} nats per token{interval}" if _is(value) else "not measured"
-    return [displacement, f"The KL divergence from SFT, on the DPO model's own answers, is {kl}."]
+    if is_number(change) and is_number(share):
+        moved = f"{'fell' if change < 0 else 'rose'} by {number(abs(change))} nats an answer on average"
+        each = cell(found["mean_chosen_logp_change_per_token"], "nats", signed=True)
+        interval = f", 95% interval {each['interval']}" if each["interval"] else ""
+        displacement = (
+            f"The log-likelihood of the chosen answers {moved} ({each['value']} per token{interval}); it fell for "
+            f"{share:.1%} of the pairs."
+        )
+    value, low, high = triple(data.verdict["metrics"]["policy"], "kl_per_token")
+    interval = f" (95% interval {interval_text(low, high, 'nats')})" if is_number(low) and low != high else ""
+    kl = f"{number(value)} nats per token{interval}" if is_number(value) else "not measured"
+    return [displacement, f"The KL divergence from SFT, on the answers of {data.called}, is {kl}."]
 
 
-def _shares(verdict: dict[str, Any]) -> plots.Chart | None:
-    def triple(who: str, name: str) -> tuple[float, float, float] | None:
-        return found if all(map(_is, found := _triple(verdict["metrics"][who], name))) else None
-
-    labels = {"stop_rate": "stops", "empty_rate": "empty", "seq_rep_4": "repetition"}
-    return plots.shares_chart([(x, {"SFT": triple("sft", n), "DPO": triple("policy", n)}) for n, x in labels.items()])
-
-
-def _answer(sft: dict[str, Any], policy: dict[str, Any]) -> dict[str, Any]:
-    prompt = [{"role": str(m.get("role", "")), "content": str(m.get("content", ""))} for m in sft["prompt"]]
-    chosen = {"who": "Chosen in the dataset", "kind": "chosen", "text": sft.get("chosen") or ""}
-    models = [
-        {k: row[k] for k in ("text", "tokens", "stopped")}
-        | {"who": f"{who} answer", "kind": who.lower(), "rep": _text(row["seq_rep_4"], "share")}
-        for who, row in (("SFT", sft), ("DPO", policy))
-    ]
-    last = " ".join(m["content"] for m in prompt[-1:])
-    return {
-        "row_id": sft["row_id"],
-        "prompt": prompt,
-        "texts": [*models, chosen],
-        "start": textwrap.shorten(last, 100, placeholder=" …") or "(empty)",
-        "cut": " and ".join(a["who"].split()[0] for a in models if not a["stopped"]),
-    }
+def _length(data: ReportInput) -> str:
+    """How much longer the policy's answers are, in a sentence."""
+    found = (data.verdict["win_rates"].get("held_out") or {}).get("length_ratio")
+    if not found:
+        tokens = [sum(row["tokens"] for row in rows) for rows in zip(*data.answers, strict=True)] or [0, 0]
+        found = [tokens[1] / tokens[0] if tokens[0] else None, None, None]
+    ratio, low, high = found
+    if not is_number(ratio):
+        return ""
+    interval = f" (95% interval {interval_text(low, high, 'score')})" if is_number(low) else ""
+    return f"On average {data.called}'s answers are {ratio:.2f} times as long as those of the SFT model{interval}."
 
 
 def _source(source: dict[str, Any]) -> dict[str, Any]:
     def split(side: str) -> dict[str, Any]:
         found = source[side]
         reasons = [(count, reason, REASONS.get(reason, reason)) for reason, count in found["dropped"].items()]
-        return {**found, "side": side, "reasons": reasons, "longer": _text(found.get("chosen_longer"), "share")}
+        return {**found, "side": side, "reasons": reasons, "longer": value_text(found.get("chosen_longer"), "share")}
 
     return {**source, "splits": [split(side) for side in ("train", "test") if side in source]}
 
 
-def training_sentence(found: dict[str, Any]) -> str:
-    """What was trained, in a sentence."""
+def training_sentence(found: dict[str, Any] | None) -> str:
+    """What was trained, in a sentence.
+
+    Args:
+        found: train.json; None for a model that was not trained here.
+    """
+    if found is None:
+        return "This model was not trained here: it was evaluated as it was found."
 
     def count(name: str) -> str:
-        return f"{found[name]:,}" if _is(found.get(name)) else "?"
+        return f"{found[name]:,}" if is_number(found.get(name)) else "?"
 
     parts = f" ({count('trainable_parameters')} of {count('parameters')} parameters trained)"
     how = "LoRA adapter" if found.get("adapter") else "full model"
-    passes = f" (epochs: {found['epochs']:.3g}, processes: {count('world_size')})" if _is(found.get("epochs")) else ""
+    passes = ""
+    if is_number(found.get("epochs")):
+        passes = f" (epochs: {found['epochs']:.3g}, processes: {count('world_size')})"
     return f"{count('steps')} of {count('max_steps')} steps on {count('pairs')} pairs{passes}; {how}{parts}."
+
+
+def _shares(data: ReportInput) -> plots.Chart | None:
+    def measured(who: str, name: str) -> tuple[float, float, float] | None:
+        found = triple(data.verdict["metrics"][who], name)
+        return found if all(map(is_number, found)) else None
+
+    labels = {"stop_rate": "stops", "empty_rate": "empty", "seq_rep_4": "repetition"}
+    rows = [(label, measured("sft", name), measured("policy", name)) for name, label in labels.items()]
+    return answer_plots.shares_chart(rows, data.column)
 
 
 def report_charts(data: ReportInput) -> dict[str, plots.Chart]:
     """The charts that the data allow, by name, in the report's order."""
-    tokens = [[int(row["tokens"]) for row in rows] for rows in zip(*data.answers, strict=True)] or [[], []]
+    sft, policy = ([int(both[who]["tokens"]) for both in data.answers] for who in (0, 1))
+    margins = [row["margin"] for row in data.comparison if row["margin"] is not None]
     drawn = {
-        "loss": plots.loss_chart(data.curves),
-        "rewards": plots.rewards_chart(data.curves),
-        "accuracy": plots.accuracy_chart(data.curves),
-        "margins": plots.margins_chart(data.margins),
-        "answer-lengths": plots.lengths_chart(*tokens),
-        "answer-shares": _shares(data.verdict),
+        "loss": training_plots.loss_chart(data.curves),
+        "rewards": training_plots.rewards_chart(data.curves),
+        "accuracy": training_plots.accuracy_chart(data.curves),
+        "margins": answer_plots.margins_chart(margins),
+        "answer-lengths": answer_plots.lengths_chart(sft, policy, data.column),
+        "answer-shares": _shares(data),
     }
     return {name: chart for name, chart in drawn.items() if chart}
 
@@ -276,28 +163,41 @@ def render_report(data: ReportInput) -> str:
     Returns:
         One HTML document without any external reference; the same for the same data.
     """
-    groups = measure_rows(data.verdict)
+    verdict = data.verdict
+    groups = measure_rows(verdict)
+    rows = {row["name"]: row for found in groups.values() for row in found}
     plain = json.loads(json.dumps(data.recipe, default=str))
     charts = report_charts(data)
+    called = data.called[0].upper() + data.called[1:]
     return render(
         "report.html.j2",
         data=data,
-        verdict=data.verdict,
-        meaning=OUTCOMES.get(data.verdict["outcome"], ""),
-        summary=summary(data.verdict),
+        verdict=verdict,
+        called=called,
+        meaning=OUTCOMES[verdict["outcome"]].format(Called=called),
+        summary=summary(data),
         training=training_sentence(data.training),
-        gauge=_gauge(data),
+        gauge=gauge(verdict["primary"]),
+        primary=PRIMARY.get(verdict["primary"]["name"], verdict["primary"]["name"]),
         groups=groups,
-        tiles=[row for rows in groups.values() for row in rows if row["name"] in KEY_MEASURES],
-        damages=[_damage(d) for d in data.verdict["damages"]],
-        drift=_drift(data.verdict),
+        tiles=[rows[name] for name in KEY_MEASURES if name in rows],
+        win_rates=win_rate_rows(verdict["win_rates"], data.column),
+        judge=judge_facts(verdict["judge"], verdict["win_rates"].get("held_out")) if verdict["judge"] else [],
+        mt_bench=mt_bench_rows(verdict["mt_bench"]) if verdict["mt_bench"] else [],
+        tasks=task_rows(verdict["tasks"]),
+        damages=[damage_row(d) for d in verdict["damages"]],
+        sources_table=group_rows(verdict["by_source"]),
+        topics_table=group_rows(verdict["by_topic"]),
+        drift=_drift(data),
+        length=_length(data),
         curves=[charts[name] for name in ("loss", "rewards", "accuracy") if name in charts],
-        training_notes=data.verdict["training_notes"],
         margins=charts.get("margins"),
         answer_charts=[charts[name] for name in ("answer-lengths", "answer-shares") if name in charts],
-        answers=[_answer(*both) for both in data.answers],
-        open_answers=OPEN_ANSWERS,
+        answers=held_out_answers(data),
+        low_margins=low_margin_pairs(data),
+        suites=suite_sections(data),
         long=LONG_TEXT,
+        longest=LONGEST,
         sources=[_source(s) for s in data.sources],
         recipe=yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100),
     )

@@ -157,10 +157,10 @@ def _mt_bench(place: str, row: Any) -> Question:
     turns = (row.get("turns") or row.get("prompt")) if isinstance(row, Mapping) else None
     if not isinstance(turns, list) or not turns or not all(isinstance(t, str) for t in turns):
         raise _wrong(place, "no question of MT-Bench", "turns: a list of texts")
-    reference = row.get("reference")
-    texts = isinstance(reference, list) and reference and all(isinstance(r, str) for r in reference)
+    reference: Any = row.get("reference")
+    given = isinstance(reference, list) and reference and all(isinstance(r, str) for r in reference)
     ident = _id(row, place, "question_id", "prompt_id")
-    return _question(ident, [_user(t) for t in turns], row.get("category"), list(reference) if texts else None)
+    return _question(ident, [_user(t) for t in turns], row.get("category"), reference if given else None)
 
 
 def _question(ident: str, turns: list[Any], category: Any, reference: list[str] | None = None) -> Question:

@@ -14,11 +14,16 @@ from preftune.workspace import Workspace
 
 # (metric, label, decimals, better when higher: True, lower: False, neither: None)
 HEADLINES: list[tuple[str, str, int, bool | None]] = [
+    ("lc_win_rate", "win rate, length-controlled", 3, True),
+    ("win_rate", "win rate against SFT", 3, True),
+    ("mt_bench/score", "MT-Bench (1 to 10)", 2, True),
+    ("alpaca_eval/lc_win_rate", "AlpacaEval, length-controlled", 3, True),
     ("reward_accuracy", "reward accuracy", 3, True),
     ("reward_margin", "reward margin", 3, True),
     ("ranking_accuracy", "ranking accuracy", 3, True),
     ("ranking_accuracy_per_token", "ranking accuracy per token", 3, True),
-    ("lm_eval/preference_pairs/acc", "lm-eval preference_pairs", 3, True),
+    ("lm_eval/facts/acc", "facts (lm-eval)", 3, True),
+    ("lm_eval/instructions/prompt_level_strict_acc", "instructions followed (lm-eval)", 3, True),
     ("response_tokens", "answer length (tokens)", 1, None),
     ("stop_rate", "answers that stop by themselves", 3, True),
     ("empty_rate", "empty answers", 3, False),
@@ -49,6 +54,8 @@ def headline_rows(metrics: dict[str, dict[str, float | None]]) -> list[tuple[str
 def verdict_markdown(info: dict[str, Any]) -> str:
     """The verdict as Markdown, for the flow run's page."""
     lines = [f"# {info['outcome']}", "", *(f"- {r}" for r in info["reasons"]), ""]
+    if info["advice"]:
+        lines += ["## What to do next", "", *(f"- {a}" for a in info["advice"]), ""]
     lines += ["| measure | SFT | DPO |", "|---|---|---|"]
     lines += [f"| {label} | {sft} | {policy} |" for label, sft, policy in headline_rows(info["metrics"])]
     if info["training_notes"]:
@@ -111,17 +118,19 @@ def length_notices(lengths: StepResult | None) -> list[str]:
 def lineage(recipe: Recipe, model: StartingModel, results: dict[str, Any], links: dict[str, str]) -> dict[str, str]:
     """Which data, model and code made this result; for the report."""
     versions = library_versions("torch", "transformers", "trl", "peft", "lm-eval", "prefect", "mlflow")
-    return {
+    found = {
         "starting model": f"{model.name} ({model.digest})",
         **{f"dataset {i + 1}": f"{s.info['id']} ({s.digest})" for i, s in enumerate(results["source"])},
         "training pairs": results["mixture"].info["train_sha256"],
         "held-out pairs": results["mixture"].info["test_sha256"],
-        **{f"{step} key": results[step].key for step in ("mixture", "baseline", "train", "policy")},
-        "trained weights": results["train"].digest,
-        "recipe": str(recipe.path.name),
-        **links,
-        "versions": ", ".join(f"{k} {v}" for k, v in versions.items()),
+        **{f"{s} key": results[s].key for s in ("mixture", "baseline", "train", "policy", "judge") if s in results},
     }
+    if "train" in results:
+        found["trained weights"] = results["train"].digest
+    if "evaluated" in results:
+        found["evaluated policy"] = f"{results['evaluated'].folder} ({results['evaluated'].digest})"
+    told = ", ".join(f"{k} {v}" for k, v in versions.items())
+    return {**found, "recipe": str(recipe.path.name), **links, "versions": told}
 
 
 def write_tracked(marker: Path, workspace: Workspace, runs: dict[str, str]) -> None:

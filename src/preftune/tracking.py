@@ -7,20 +7,16 @@ a metric that is there already at its step is not sent twice. So an upload that 
 import json
 import logging
 import os
-import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from preftune.children import read_json_lines
 from preftune.errors import StepError
-from preftune.live_metrics import MetricSender, outage, outage_note
+from preftune.live_metrics import MetricSender
 from preftune.mlflow_database import ensure_database
 from preftune.schema import Recipe
-from preftune.strict_yaml import dump_yaml
-from preftune.summary import training_note_lines
 from preftune.workspace import Workspace
 
 KEY_TAG = "preftune.key"
@@ -124,6 +120,7 @@ def record(
     client: Any,
     run_id: str,
     *,
+    content: str,
     params: dict[str, Any],
     metrics: dict[str, float | None],
     curves: list[dict[str, Any]],
@@ -136,6 +133,8 @@ def record(
     Args:
         client: From `connect`.
         run_id: From `open_run`.
+        content: What the run holds, as a key: a complete run with the same content is not sent again, one with
+            another (a judge was asked again) gets the new measures and files.
         params: Nested; logged under dotted names.
         metrics: The measures, at step 0.
         curves: Rows of metrics.jsonl.
@@ -146,10 +145,10 @@ def record(
     Raises:
         StepError: If an artifact could not be written, or did not arrive whole.
     """
-    from mlflow.entities import Param, RunTag
+    from mlflow.entities import Metric, Param, RunTag
 
     run = client.get_run(run_id)
-    if run.data.tags.get(DONE_TAG) == "true":
+    if run.data.tags.get(DONE_TAG) == content:
         client.log_batch(run_id, tags=[RunTag(k, v) for k, v in tags.items()])
         return
     known = run.data.params
@@ -158,7 +157,12 @@ def record(
         client.log_batch(run_id, params=new[start : start + 100])
     sender = MetricSender(client, run_id)
     sender.send(curves)
-    sender.send([{"step": 0, "metrics": metrics}])
+    if DONE_TAG in run.data.tags:  # it held another verdict's: the newest value of a step counts
+        now = int(time.time() * 1000)
+        newest = [Metric(k, v, now, 0) for k, v in metrics.items() if v is not None]
+        client.log_batch(run_id, metrics=newest)
+    else:
+        sender.send([{"step": 0, "metrics": metrics}])
     client.log_inputs(run_id, _inputs(datasets))
     for path, folder in artifacts:
         try:
@@ -173,7 +177,7 @@ def record(
         for path in (p for p, f in artifacts if f == folder):
             if there.get(path.name) != path.stat().st_size:
                 raise StepError(f"the artifact {path.name} did not arrive whole", f"MLflow run {run_id}", _AGAIN)
-    client.log_batch(run_id, tags=[RunTag(k, v) for k, v in {**tags, DONE_TAG: "true"}.items()])
+    client.log_batch(run_id, tags=[RunTag(k, v) for k, v in {**tags, DONE_TAG: content}.items()])
     client.set_terminated(run_id, "FINISHED")
 
 
@@ -196,83 +200,6 @@ def run_name(recipe: Recipe, kind: str) -> str:
     from preftune.keys import beta
 
     return f"{recipe.name} dpo beta={beta(recipe):g}"
-
-
-def record_both(
-    workspace: Workspace, recipe: Recipe, results: dict[str, Any], identity: str, links: dict[str, str]
-) -> dict[str, str]:
-    """Completes the SFT baseline's and the policy's run.
-
-    Args:
-        workspace: Where the results stand.
-        recipe: The resolved recipe.
-        results: Step name → result; `source` holds a list.
-        identity: From `keys.run_identity`.
-        links: Label → text, for the runs' note and tags.
-
-    Returns:
-        {"experiment": id, "sft": run id, "policy": run id}, and "notice" if MLflow was away during training.
-    """
-    client = connect(workspace)
-    experiment = experiment_id(client, workspace, recipe.experiment)
-    place = {n: r.folder(workspace) for n, r in results.items() if n != "source"}
-    metrics = results["verdict"].info["metrics"]
-    mixture = results["mixture"].info
-    held_out = {
-        "name": "held-out pairs",
-        "digest": mixture["test_sha256"][:20],
-        "context": "evaluation",
-        "profile": {"pairs": mixture["test"]},
-    }
-    sources = [
-        {"name": s.info["id"], "digest": s.digest, "context": "training", "profile": s.info["train"]}
-        for s in results["source"]
-    ]
-    tags = {f"preftune.{k}": v for k, v in links.items()} | dict(recipe.tracking.tags)
-    sft = open_run(client, experiment, results["baseline"].key, run_name(recipe, "sft"), {"preftune.kind": "sft"})
-    record(
-        client,
-        sft,
-        params={"model_name_or_path": recipe.model_name, "evaluation": recipe.evaluation.model_dump()},
-        metrics=metrics["sft"],
-        curves=[],
-        datasets=[held_out],
-        artifacts=[(place["baseline"] / n, "evaluation") for n in ("pairs.jsonl", "answers.jsonl")],
-        tags={**tags, "mlflow.note.content": f"SFT baseline: {recipe.model_name}"},
-    )
-    policy = open_run(client, experiment, identity, run_name(recipe, "dpo"), {"preftune.kind": "dpo"})
-    outcome, reasons = results["verdict"].info["outcome"], results["verdict"].info["reasons"]
-    note = f"**{outcome}**\n\n" + "\n".join(f"- {r}" for r in reasons)
-    if notes := results["verdict"].info["training_notes"]:
-        note += "\n\n**what the training shows**\n\n" + "\n".join(training_note_lines(notes)) + "\n"
-    late = outage(outage_note(workspace, identity))
-    if late:
-        tags["preftune.metrics_late"] = late
-    note += "".join(f"\n- {k}: {v}" for k, v in links.items())
-    artifacts = [(place["verdict"] / n, "") for n in ("report.html", "verdict.json")]
-    artifacts += [(p, "plots") for p in sorted((place["verdict"] / "plots").glob("*.svg"))]
-    artifacts += [(place["policy"] / n, "evaluation") for n in ("pairs.jsonl", "answers.jsonl")]
-    artifacts += [(place["verdict"] / "comparison.jsonl", "evaluation"), (place["mixture"] / "mixture.json", "data")]
-    artifacts += [(place["mixture"] / "quarantine.jsonl", "data/mixture"), (place["lengths"] / "lengths.json", "data")]
-    artifacts += [(place["lengths"] / "quarantine.jsonl", "data/lengths")]
-    with tempfile.TemporaryDirectory() as scratch:
-        resolved = Path(scratch) / "recipe.yaml"
-        resolved.write_text(dump_yaml(recipe.resolved()))
-        artifacts.append((resolved, ""))
-        for i, source in enumerate(results["source"]):
-            for name in ("report.json", "quarantine.jsonl"):
-                artifacts.append((source.folder(workspace) / name, f"data/source-{i}"))
-        record(
-            client,
-            policy,
-            params=recipe.resolved(),
-            metrics=metrics["policy"],
-            curves=read_json_lines(place["train"] / "metrics.jsonl"),
-            datasets=[*sources, held_out],
-            artifacts=artifacts,
-            tags={**tags, "preftune.verdict": outcome, "preftune.sft_run": sft, "mlflow.note.content": note},
-        )
-    return {"experiment": experiment, "sft": sft, "policy": policy} | ({"notice": late} if late else {})
 
 
 def list_runs(workspace: Workspace) -> list[dict[str, Any]]:

@@ -2,128 +2,23 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from preftune.children import read_json_lines
-from preftune.gate import Damage, decide
+from preftune.comparison_inputs import Inputs, read_inputs
+from preftune.decision import Weighed, weigh
+from preftune.measures import Triple, above, by_group, differences, displacement, effective, mean, measures
+from preftune.mt_bench_scores import mt_bench_scores
 from preftune.schema import Gate
-from preftune.statistics import mean_interval, pairs_needed, wilson
+from preftune.task_losses import task_differences, task_measures
+from preftune.verdict_notes import verdict_notes
 
-SCHEMA = 1
-Row = dict[str, Any]
-
-
-def rewards(sft: Row, policy: Row, beta: float) -> tuple[float, float]:
-    """The implicit rewards β·(log π − log π_ref) of (chosen, rejected), DPO eq. 4 (arXiv 2305.18290)."""
-    return (
-        beta * (policy["chosen_logp"] - sft["chosen_logp"]),
-        beta * (policy["rejected_logp"] - sft["rejected_logp"]),
-    )
+SCHEMA = 2
+_HALF: Triple = (0.5, 0.5, 0.5)
 
 
-def _share(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean of 0, ½ and 1 with Wilson's interval."""
-    if not all(math.isfinite(v) for v in values):
-        return math.nan, math.nan, math.nan
-    return sum(values) / len(values), *wilson(sum(values), len(values))
-
-
-def _mean(values: Sequence[float]) -> tuple[float, float, float]:
-    return sum(values) / len(values), *mean_interval(values)
-
-
-def _above(a: float, b: float) -> float:
-    """1 if a > b, ½ if equal, 0 if below; NaN stays NaN."""
-    if not (math.isfinite(a) and math.isfinite(b)):
-        return math.nan
-    return 1.0 if a > b else 0.5 if a == b else 0.0
-
-
-def _nll(answer: Row) -> float:
-    return -answer["sft_logp"] / max(answer["logp_tokens"], 1)
-
-
-def measures(pairs: list[Row], answers: list[Row], lm_eval: list[Row]) -> dict[str, tuple[float, float, float]]:
-    """The measures of one model: name → (value, low, high), 95 % intervals.
-
-    Args:
-        pairs: Lines of pairs.jsonl.
-        answers: Lines of answers.jsonl.
-        lm_eval: Lines of lm_eval.jsonl.
-    """
-    c_tok, r_tok = [max(p["chosen_tokens"], 1) for p in pairs], [max(p["rejected_tokens"], 1) for p in pairs]
-    per_token = [(p["chosen_logp"] / c, p["rejected_logp"] / r) for p, c, r in zip(pairs, c_tok, r_tok, strict=True)]
-    found = {
-        "ranking_accuracy": _share([_above(p["chosen_logp"], p["rejected_logp"]) for p in pairs]),
-        "ranking_accuracy_per_token": _share([_above(c, r) for c, r in per_token]),
-        "chosen_logp_per_token": _mean([c for c, _ in per_token]),
-        "rejected_logp_per_token": _mean([r for _, r in per_token]),
-        "response_tokens": _mean([a["tokens"] for a in answers]),
-        "stop_rate": _share([float(a["stopped"]) for a in answers]),
-        "empty_rate": _share([float(not a["text"].strip()) for a in answers]),
-        "seq_rep_4": _mean([a["seq_rep_4"] for a in answers]),
-        "nll_under_sft": _mean([_nll(a) for a in answers]),
-        "kl_per_token": _mean([(a["logp"] - a["sft_logp"]) / max(a["logp_tokens"], 1) for a in answers]),
-    }
-    for task in sorted({r["task"] for r in lm_eval}):
-        for metric in ("acc", "acc_norm"):
-            found[f"lm_eval/{task}/{metric}"] = _share([r[metric] for r in lm_eval if r["task"] == task])
-    return found
-
-
-def _joined(sft: list[Row], policy: list[Row], what: str) -> list[tuple[Row, Row]]:
-    """Rows of both models on the same item."""
-    assert [r["row_id"] for r in sft] == [r["row_id"] for r in policy], f"{what}: SFT and policy saw other items"
-    return list(zip(sft, policy, strict=True))
-
-
-def damages(answers: list[tuple[Row, Row]], lm_eval: list[tuple[Row, Row]], gate: Gate) -> list[Damage]:
-    """The paired losses of policy against SFT, with their bars.
-
-    Args:
-        answers: (SFT's, policy's) answer to the same prompt.
-        lm_eval: (SFT's, policy's) result on the same document.
-        gate: The bars.
-    """
-
-    def damage(name: str, losses: list[float], bar: float) -> Damage:
-        low, _ = mean_interval(losses, confidence=0.90)
-        return Damage(name, sum(losses) / len(losses), low, bar)
-
-    def over(f: Callable[[Row, Row], float]) -> list[float]:
-        return [f(s, p) for s, p in answers]
-
-    found = [
-        damage(
-            "answers that stop by themselves",
-            over(lambda s, p: s["stopped"] - p["stopped"]),
-            gate.max_stop_loss,
-        ),
-        damage(
-            "empty answers",
-            over(lambda s, p: (not p["text"].strip()) - (not s["text"].strip())),
-            gate.max_empty_gain,
-        ),
-        damage(
-            "repetition (seq-rep-4)",
-            over(lambda s, p: p["seq_rep_4"] - s["seq_rep_4"]),
-            gate.max_repetition_gain,
-        ),
-        damage(
-            f"NLL of the answers under SFT, above {gate.max_nll_factor:g} × SFT's + {gate.max_nll_offset:g}",
-            over(lambda s, p: _nll(p) - gate.max_nll_factor * _nll(s) - gate.max_nll_offset),
-            0.0,
-        ),
-    ]
-    for task in sorted({s["task"] for s, _ in lm_eval}):
-        losses = [s["acc"] - p["acc"] for s, p in lm_eval if s["task"] == task]
-        found.append(damage(f"lm-eval {task}", losses, gate.max_capability_loss))
-    return found
-
-
-def _flat(found: dict[str, tuple[float, float, float]]) -> dict[str, float]:
+def _flat(found: dict[str, Triple]) -> dict[str, float]:
     flat = {}
     for name, (value, low, high) in found.items():
         flat |= {name: value, f"{name}_lo": low, f"{name}_hi": high}
@@ -141,129 +36,126 @@ def _finite(value: Any) -> Any:
     return value
 
 
+def _judged_measures(rates: dict[str, Any], scores: dict[str, Any] | None) -> tuple[dict[str, Triple], ...]:
+    """What judges say, as measures of (SFT, policy). SFT against itself is ½ by definition."""
+    found: tuple[dict[str, Triple], ...] = ({}, {})
+    if (held_out := rates.get("held_out")) and held_out["n"]:
+        found[0].update({"win_rate": _HALF, "lc_win_rate": _HALF})
+        found[1].update({"win_rate": tuple(held_out["raw"]), "lc_win_rate": tuple(held_out["controlled"])})
+    for measure, who in zip(found, ("sft", "policy"), strict=True):
+        if (rate := rates.get("alpaca_eval", {}).get(who)) and rate["n"]:
+            measure["alpaca_eval/win_rate"] = tuple(rate["raw"])
+            measure["alpaca_eval/lc_win_rate"] = tuple(rate["controlled"])
+        if scores and scores["n"]:
+            measure["mt_bench/score"] = tuple(scores[who]["score"])
+    return found
+
+
 def compare(
     sft: Path,
     policy: Path,
-    training: dict[str, Any],
+    training: dict[str, Any] | None,
     beta: float,
     gate: Gate,
     folder: Path,
     training_notes: Sequence[dict[str, str]] = (),
+    judge: Path | None = None,
 ) -> dict[str, Any]:
     """Computes every measure of both models and decides.
 
     Args:
         sft: The baseline's folder.
         policy: The policy's folder.
-        training: train.json.
+        training: train.json; None for a policy that was not trained here.
         beta: The DPO β of the training.
         gate: The bars.
         folder: Where verdict.json and comparison.jsonl go.
         training_notes: What the training's curves show; passed on.
+        judge: The judge's folder; None without a judge.
 
     Returns:
-        verdict.json's content: schema, outcome, reasons, pairs, answers, metrics {sft, policy}, differences,
-        damages, displacement, training_notes.
+        verdict.json's content (docs/verdict.md).
+
+    Raises:
+        StepError: The models, or the judge, saw other items.
     """
-    rows = {
-        who: {name: read_json_lines(path / f"{name}.jsonl") for name in ("pairs", "answers", "lm_eval")}
-        for who, path in (("sft", sft), ("policy", policy))
-    }
-    pairs = _joined(rows["sft"]["pairs"], rows["policy"]["pairs"], "pairs")
-    answers = _joined(rows["sft"]["answers"], rows["policy"]["answers"], "answers")
-    lm_eval = _joined(rows["sft"]["lm_eval"], rows["policy"]["lm_eval"], "lm-eval")
-    found = {who: measures(r["pairs"], r["answers"], r["lm_eval"]) for who, r in rows.items()}
-    reward = [rewards(s, p, beta) for s, p in pairs]
-    margins = [c - r for c, r in reward]
-    # The SFT model is its own reference: its rewards are 0 by definition.
-    found["sft"] |= {"reward_accuracy": (0.5, 0.5, 0.5), "reward_margin": (0.0, 0.0, 0.0)}
-    found["policy"] |= {
-        "reward_accuracy": _share([_above(m, 0.0) for m in margins]),
-        "reward_margin": _mean(margins),
-    }
-    # Likelihood displacement (arXiv 2410.08847): a fall of the chosen answers' likelihood is a note, no failure.
-    shift = [p["chosen_logp"] - s["chosen_logp"] for s, p in pairs]
-    displacement = {
-        "mean_chosen_logp_change": sum(shift) / len(shift),
-        "share_fallen": sum(d < 0 for d in shift) / len(shift),
-    }
-    found_damages = damages(answers, lm_eval, gate)
-    accuracy = found["policy"]["reward_accuracy"]
-    names = (
-        "reward_accuracy",
-        "reward_margin",
-        "ranking_accuracy",
-        "stop_rate",
-        "nll_under_sft",
-        "seq_rep_4",
-    )
-    verdict = decide(
-        required={n: found["policy"][n][0] for n in names},
-        steps=(training["steps"], training["max_steps"]),
-        damages=found_damages,
-        accuracy=accuracy,
-        pairs=len(pairs),
-        needed=pairs_needed(accuracy[0], gate.min_reward_accuracy) if math.isfinite(accuracy[0]) else None,
-        gate=gate,
-    )
-    result = {
-        "schema": SCHEMA,
-        "outcome": verdict.outcome,
-        "reasons": verdict.reasons,
-        "pairs": len(pairs),
-        "answers": len(answers),
-        "beta": beta,
-        "metrics": {who: _flat(f) for who, f in found.items()},
-        "differences": _differences(pairs, answers, lm_eval),
-        "damages": [{"name": d.name, "mean": d.mean, "low": d.low, "bar": d.bar} for d in found_damages],
-        "displacement": displacement,
-        "training_notes": list(training_notes),
-    }
-    result = _finite(result)
+    inputs = read_inputs(sft, policy, judge)
+    weighed = weigh(inputs, training, beta, gate)
+    result = _finite(verdict_of(inputs, weighed) | {"beta": beta, "training_notes": list(training_notes)})
     (folder / "verdict.json").write_text(json.dumps(result, indent=1, ensure_ascii=False))
     with (folder / "comparison.jsonl").open("w") as f:
-        for (s, _), (chosen, rejected) in zip(pairs, reward, strict=True):
-            row = {
-                "row_id": s["row_id"],
-                "source": s["source"],
-                "reward_chosen": chosen,
-                "reward_rejected": rejected,
-            }
-            f.write(json.dumps(_finite({**row, "margin": chosen - rejected})) + "\n")
+        for (s, _), (chosen, rejected) in zip(inputs.pairs, weighed.rewards, strict=True):
+            row = {name: s[name] for name in ("row_id", "source", "topic")}
+            row |= {"reward_chosen": chosen, "reward_rejected": rejected, "margin": chosen - rejected}
+            f.write(json.dumps(_finite(row)) + "\n")
     return result
 
 
-def _differences(
-    pairs: list[tuple[Row, Row]], answers: list[tuple[Row, Row]], lm_eval: list[tuple[Row, Row]]
-) -> dict[str, list[float]]:
-    """Policy − SFT, paired, with a 95 % bootstrap interval: name → [difference, low, high]."""
+def verdict_of(inputs: Inputs, weighed: Weighed) -> dict[str, Any]:
+    """verdict.json's content, but for β and what the training's curves show.
 
-    def ranking(row: Row) -> float:
-        return _above(row["chosen_logp"], row["rejected_logp"])
-
-    def ranking_per_token(row: Row) -> float:
-        chosen, rejected = (row[f"{s}_logp"] / max(row[f"{s}_tokens"], 1) for s in ("chosen", "rejected"))
-        return _above(chosen, rejected)
-
-    of_answers: dict[str, Callable[[Row], float]] = {
-        "response_tokens": lambda a: a["tokens"],
-        "stop_rate": lambda a: float(a["stopped"]),
-        "empty_rate": lambda a: float(not a["text"].strip()),
-        "seq_rep_4": lambda a: a["seq_rep_4"],
-        "nll_under_sft": _nll,
+    Args:
+        inputs: The rows.
+        weighed: What the gate made of them.
+    """
+    pairs, answers, margins = inputs.pairs, inputs.answers, weighed.margins
+    rates, scores = weighed.rates, mt_bench_scores(inputs)
+    found = _model_measures(inputs, weighed)
+    for measure, extra in zip(found, _judged_measures(rates, scores), strict=True):
+        measure.update(extra)
+    changed = differences(pairs, answers)
+    for task in inputs.tasks.values():
+        changed |= task_differences(task)
+    if "alpaca_eval" in rates:
+        changed["alpaca_eval/win_rate"] = tuple(rates["alpaca_eval"]["difference"])
+    if scores:
+        changed["mt_bench/score"] = tuple(scores["difference"])
+    moved, primary = displacement(pairs), weighed.primary
+    return {
+        "schema": SCHEMA,
+        "outcome": weighed.verdict.outcome,
+        "reasons": weighed.verdict.reasons,
+        "advice": weighed.verdict.advice,
+        "primary": {name: getattr(primary, name) for name in ("name", "value", "low", "high", "bar", "n")}
+        | {"effective_n": primary.effective},
+        "power": weighed.power,
+        "pairs": len(pairs),
+        "answers": len(answers),
+        "metrics": {who: _flat(f) for who, f in zip(("sft", "policy"), found, strict=True)},
+        "differences": {name: list(triple) for name, triple in changed.items()},
+        "damages": [
+            {name: getattr(d, name) for name in ("name", "kind", "mean", "low", "bar", "p", "applies")}
+            for d in weighed.damages
+        ],
+        "tasks": weighed.tasks,
+        "judge": weighed.judge,
+        "win_rates": rates,
+        "mt_bench": scores,
+        "by_source": by_group(pairs, margins, "source"),
+        "by_topic": by_group(pairs, margins, "topic"),
+        "displacement": moved,
+        "notes": verdict_notes(
+            inputs,
+            accuracy=weighed.accuracy,
+            effective=effective([above(m, 0.0) for m in margins], [s["group_id"] for s, _ in pairs]),
+            displaced=moved,
+            damaged=any(d.applies for d in weighed.damages),
+            judge=weighed.judge,
+            rates=rates,
+        ),
     }
-    found = {
-        "ranking_accuracy": [ranking(p) - ranking(s) for s, p in pairs],
-        "ranking_accuracy_per_token": [ranking_per_token(p) - ranking_per_token(s) for s, p in pairs],
-        **{
-            f"{side}_logp_per_token": [
-                (p[f"{side}_logp"] - s[f"{side}_logp"]) / max(s[f"{side}_tokens"], 1) for s, p in pairs
-            ]
-            for side in ("chosen", "rejected")
-        },
-        **{name: [f(p) - f(s) for s, p in answers] for name, f in of_answers.items()},
-    }
-    for task in sorted({s["task"] for s, _ in lm_eval}):
-        for metric in ("acc", "acc_norm"):
-            found[f"lm_eval/{task}/{metric}"] = [p[metric] - s[metric] for s, p in lm_eval if s["task"] == task]
-    return {name: list(_mean(values)) for name, values in found.items()}
+
+
+def _model_measures(inputs: Inputs, weighed: Weighed) -> tuple[dict[str, Triple], dict[str, Triple]]:
+    """All measures that need no judge, of (SFT, policy)."""
+    found: list[dict[str, Triple]] = []
+    for who in (0, 1):
+        of_model = measures([both[who] for both in inputs.pairs], [both[who] for both in inputs.answers])
+        for task in inputs.tasks.values():
+            of_model |= task_measures(task, who)
+        found.append(of_model)
+    # The SFT model is its own reference: its rewards are 0 by definition.
+    found[0] |= {"reward_accuracy": _HALF, "reward_margin": (0.0, 0.0, 0.0)}
+    groups = [s["group_id"] for s, _ in inputs.pairs]
+    found[1] |= {"reward_accuracy": weighed.accuracy, "reward_margin": mean(weighed.margins, groups)}
+    return found[0], found[1]

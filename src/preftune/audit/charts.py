@@ -7,7 +7,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from preftune import plots
-from preftune.plots import COLOURS, Chart, number
+from preftune.display import number
+from preftune.plots import COLOURS, Chart
 
 WIDTH = 4.5
 DASHED = (0, (4, 2))

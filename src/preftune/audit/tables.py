@@ -3,6 +3,7 @@
 from typing import Any
 
 from preftune.data.check_list import CHECKS
+from preftune.display import number
 
 TURNS_SHOWN = 4
 SIDES = {"train": "for training", "test": "held out"}
@@ -94,8 +95,6 @@ def _scores(figures: dict[str, Any]) -> str:
     found = figures["margin"]
     if not found:
         return "no scores"
-    from preftune.plots import number
-
     return f"{number(found['mean'])}; below 0: {found['below_zero']:,} of {found['pairs']:,}"
 
 

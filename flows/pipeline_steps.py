@@ -1,0 +1,151 @@
+"""What the flows share: running cached steps, the data's part, and the part from two evaluated models to MLflow."""
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+from prefect import get_run_logger
+from prefect.artifacts import create_link_artifact, create_markdown_artifact
+from prefect.runtime import flow_run
+
+from preftune import keys, store, summary, tracking
+from preftune.data.decontamination import evaluation_sources
+from preftune.data.sources import find_source
+from preftune.digest import json_digest
+from preftune.judges.find import find_judge
+from preftune.models import StartingModel, embedded_folder, find_model
+from preftune.publish import git_revision
+from preftune.schema import EMBEDDED_MODEL, Recipe
+from preftune.workspace import Workspace
+from tasks.data import check_dataset, count_tokens, sample_mixture
+from tasks.gpu import evaluate_baseline, judge_answers, prepare_model
+from tasks.results import reach_verdict, record_runs
+
+
+@dataclass
+class Pipeline:
+    """One run's steps: what they work on, what came out, and which of them came from the cache.
+
+    Args:
+        workspace: Where the store stands.
+        recipe: The resolved recipe.
+        model: The starting model.
+        results: Step name → its result; `source` holds a list.
+        done: Step name → `cached` or `run`.
+    """
+
+    workspace: Workspace
+    recipe: Recipe
+    model: StartingModel
+    results: dict[str, Any] = field(default_factory=dict)
+    done: dict[str, str] = field(default_factory=dict)
+
+    def run(self, task: Any, key: str, **parameters: Any) -> store.StepResult:
+        """The step's result; Prefect's cache counts only while the store holds the files, whole."""
+        whole = store.find(self.workspace, task.name, key) is not None
+        if self.done.get(task.name) != "run":
+            self.done[task.name] = "cached" if whole else "run"
+        task.with_options(refresh_cache=not whole)(key=key, workspace=self.workspace, **parameters)
+        result = store.find(self.workspace, task.name, key)
+        assert result is not None, f"{task.name} is finished but not in the store"
+        return result
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What every step that loads a model is given."""
+        mixture, lengths = self.results["mixture"], self.results["lengths"]
+        return {"recipe": self.recipe, "model": self.model, "mixture": mixture, "lengths": lengths}
+
+
+def begin(workspace: Workspace, recipe: Recipe) -> Pipeline:
+    """Finds the starting model; fetches the embedded one when it is not there."""
+    if recipe.model_name == EMBEDDED_MODEL and not embedded_folder(workspace).exists():
+        prepare_model(workspace)
+    return Pipeline(workspace, recipe, find_model(recipe, workspace))
+
+
+def run_data(pipeline: Pipeline) -> None:
+    """Checks the datasets, samples the mixture, counts its tokens, and measures the SFT model on what is held out."""
+    run, recipe, workspace, model = pipeline.run, pipeline.recipe, pipeline.workspace, pipeline.model
+    sources = []
+    for source in [find_source(e, workspace) for e in recipe.mixture.datasets]:
+        key = keys.source_key(source, recipe.validation, recipe.mixture.seed)
+        checked = run(check_dataset, key, source=source, validation=recipe.validation, seed=recipe.mixture.seed)
+        sources.append(checked)
+    key = keys.mixture_key(sources, recipe.mixture, recipe.validation, evaluation_sources(recipe.validation, workspace))
+    mixture = run(sample_mixture, key, sources=sources, mixture=recipe.mixture, validation=recipe.validation)
+    key = keys.lengths_key(recipe, model, mixture)
+    lengths = run(count_tokens, key, recipe=recipe, model=model, mixture=mixture)
+    pipeline.results |= {"source": sources, "mixture": mixture, "lengths": lengths}
+    for notice in summary.data_notices(sources, mixture, lengths):
+        get_run_logger().warning(notice)
+    get_run_logger().info("mixture: %s", summary.mixture_line(mixture.info, lengths))
+    baseline = run(evaluate_baseline, keys.baseline_key(recipe, workspace, model, mixture), **pipeline.data)
+    for notice in baseline.info["notices"]:
+        get_run_logger().warning(notice)
+    pipeline.results["baseline"] = baseline
+
+
+def run_verdict(pipeline: Pipeline, identity: str) -> dict[str, str]:
+    """Judges the answers where the recipe names a judge, decides, and records both models in MLflow.
+
+    Args:
+        pipeline: With the policy's evaluation; the training's result too, if it was trained here.
+        identity: Of the policy's MLflow run, from `keys.run_identity`.
+
+    Returns:
+        {"experiment": id, "sft": run id, "policy": run id}, and "notice" if MLflow was away during training.
+    """
+    run, recipe, workspace, results = pipeline.run, pipeline.recipe, pipeline.workspace, pipeline.results
+    if recipe.evaluation.judge is not None:
+        judge = find_judge(recipe.evaluation.judge, workspace)
+        judged = {"baseline": results["baseline"], "policy": results["policy"]}
+        key = keys.judge_key(judge, workspace, **judged)
+        results["judge"] = run(judge_answers, key, judge=judge, **judged)
+    links = _links(workspace)
+    verdict = run(
+        reach_verdict,
+        keys.verdict_key(recipe, results),
+        recipe=recipe,
+        results=results,
+        done={**pipeline.done, "verdict": "run"},
+        lineage=summary.lineage(recipe, pipeline.model, results, links),
+    )
+    results["verdict"] = verdict
+    tracked = json_digest([identity, verdict.key, recipe.experiment, recipe.tracking.tags])
+    marker = workspace.home / "tracked" / tracked
+    runs = summary.read_tracked(marker, workspace)
+    if runs is None:
+        runs = record_runs(workspace, recipe, results, identity, links)
+        summary.write_tracked(marker, workspace, runs)
+    return runs
+
+
+def finish(pipeline: Pipeline, runs: dict[str, str], report: str) -> dict[str, Any]:
+    """Puts the verdict and the link to MLflow on the flow run's page.
+
+    Returns:
+        What every run's summary holds (docs/json.md).
+    """
+    found = pipeline.results["verdict"].info
+    url = tracking.compare_url(pipeline.workspace, runs["experiment"], [runs["sft"], runs["policy"]])
+    create_link_artifact(url, link_text="SFT against the policy in MLflow", key="mlflow-compare")
+    create_markdown_artifact(summary.verdict_markdown(found), key="verdict")
+    return {
+        "run_id": runs["policy"],
+        "sft_run_id": runs["sft"],
+        "verdict": {k: found[k] for k in ("outcome", "reasons", "advice")},
+        "metrics": found["metrics"],
+        "training_notes": found["training_notes"],
+        "notices": [runs["notice"]] if "notice" in runs else [],
+        "steps": pipeline.done,
+        "report": report,
+        "compare_url": url,
+    }
+
+
+def _links(workspace: Workspace) -> dict[str, str]:
+    found = {"git": git_revision(workspace.project), "prefect_flow_run": str(flow_run.id)}
+    if flow_run.ui_url and not os.environ.get("PREFTUNE_LOCAL_SERVER"):  # the local one ends with the command
+        found["prefect_ui"] = str(flow_run.ui_url)
+    return found

@@ -148,6 +148,27 @@ def _suite_rows(questions: list[Row], ask: Any) -> list[Row]:
     return [{**{n: q[n] for n in names}, "turns": t} for q, t in zip(questions, turns, strict=True)]
 
 
+def _run_tasks(
+    model: Any, tokenizer: Any, pairs: list[Pair], tokens: list[Any], scores: list[Any], settings: Row, folder: Path
+) -> None:
+    from preftune.capability import run_tasks
+
+    lm = None
+    if settings["tasks"]:
+        from preftune.lm_in_memory import ModelInMemory
+
+        sides = [(t.prompt, t.chosen) for t in tokens] + [(t.prompt, t.rejected) for t in tokens]
+        scored = [(prompt, answer, score) for (prompt, answer), score in zip(sides, scores, strict=True)]
+        lm = ModelInMemory(  # pyright: ignore[reportAbstractUsage] - lm-eval registers HFLM untyped
+            model,
+            tokenizer,
+            batch_size=settings["batch_size"],
+            scored=scored,
+            progress=lambda w: progress(f"lm-eval: {w}"),
+        )
+    run_tasks(lm, tokenizer, pairs, settings, folder, tell)
+
+
 def evaluate(job: Row) -> None:
     """Measures a model; see the files it writes.
 
@@ -168,8 +189,9 @@ def evaluate(job: Row) -> None:
     import torch
 
     torch.set_num_threads(job["threads"])
+    from preftune.generation import Decoding, generate
     from preftune.loading import as_sft, end_ids, load_model, load_tokenizer
-    from preftune.scoring import answer_logps, generate
+    from preftune.scoring import answer_logps
     from preftune.tokens import tokenize_prompt
 
     folder, settings = Path(job["folder"]), job["evaluation"]
@@ -200,10 +222,9 @@ def evaluate(job: Row) -> None:
         answers = generate(
             model,
             [tokenize_prompt(tokenizer, talk) for talk in talks],
+            Decoding(**{name: settings[name] for name in ("max_new_tokens", "temperature", "top_p", "seed")}),
             eos_ids=end_ids(tokenizer, model),
-            pad_id=tokenizer.pad_token_id,
-            max_new_tokens=settings["max_new_tokens"],
-            batch_size=batch * 4,
+            batch_size=batch,
             progress=progress(what),
         )
         return answers, [tokenizer.decode(a.ids, skip_special_tokens=True).strip() for a in answers]
@@ -217,15 +238,8 @@ def evaluate(job: Row) -> None:
         questions = read_json_lines(Path(job["suites"])) if job.get("suites") else []
         _write(folder / "suite_answers.jsonl", _suite_rows(questions, ask))
 
-    if settings["tasks"]:
-        with _part(timing, "tasks", "running lm-eval"):
-            from lm_eval.models.huggingface import HFLM
-
-            from preftune.capability import run_tasks
-
-            base = model.get_base_model() if hasattr(model, "get_base_model") else model
-            lm = HFLM(pretrained=base, tokenizer=tokenizer, batch_size=batch * 2, add_bos_token=False)
-            run_tasks(lm, tokenizer, pairs, settings, folder, tell)
+    with _part(timing, "tasks", "running lm-eval"):
+        _run_tasks(model, tokenizer, pairs, tokens, scores, settings, folder)
 
     with _part(timing, "sft_logp", "scoring the answers under SFT"), as_sft(job, model) as sft_model:
         sequences = [(tokenize_prompt(tokenizer, p.prompt), a.ids) for p, a in zip(asked, answers, strict=True)]

@@ -69,7 +69,11 @@ _LOCAL_TASKS = (
     *("lm_tasks/documents", "lm_tasks/preference_pairs", "lm_tasks/rules"),
     *(f"lm_tasks/{task}{ending}" for task in ("facts", "instructions") for ending in (".py", ".yaml", ".jsonl")),
 )
-_EVALUATION_CODE = ("evaluation", "loading", "scoring", "tokens", "capability", *_LOCAL_TASKS, *_LENGTHS_CODE)
+_EVALUATION_CODE = (
+    *("evaluation", "loading", "scoring", "generation", "lm_in_memory", "tokens", "capability"),
+    *_LOCAL_TASKS,
+    *_LENGTHS_CODE,
+)
 
 
 def threads() -> int:

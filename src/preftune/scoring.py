@@ -1,24 +1,56 @@
-"""Log-probabilities of given answers, and greedy answers to given prompts."""
+"""Log-probabilities of given answers, and how often an answer repeats itself."""
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from preftune.data.lengths import cut
 
 Progress = Callable[[int, int], None]
+LOGITS = 2**26  # numbers that stand in memory at once: a vocabulary of 50,000 for 1,300 tokens
 
 
-def _no_progress(done: int, total: int) -> None:
-    pass
+def no_progress(done: int, total: int) -> None:
+    """For callers who need none."""
 
 
-def _batches(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Indices in batches of similar length, longest first (so that a lack of memory shows at once)."""
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    return [order[i : i + size] for i in range(0, len(order), size)]
+class Score(NamedTuple):
+    """What a model gives to an answer.
+
+    Args:
+        logp: log π(answer | prompt) in nats, summed over its tokens.
+        tokens: Number of answer tokens that remained after the cut.
+        each: log π of each of them.
+        greedy: How many of the first ones are the model's likeliest tokens.
+    """
+
+    logp: float
+    tokens: int
+    each: tuple[float, ...]
+    greedy: int
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Answers to one prompt, which the model reads together: prompt, first answer, second answer …
+
+    Args:
+        prompt: Ids.
+        answers: Which sequence each is, and its ids.
+    """
+
+    prompt: list[int]
+    answers: list[tuple[int, list[int]]]
+
+    @property
+    def width(self) -> int:
+        """Tokens that the model reads: not the last of an answer, after which nothing is predicted."""
+        return len(self.prompt) + sum(len(ids) - 1 for _, ids in self.answers)
 
 
 @torch.inference_mode()
@@ -29,9 +61,9 @@ def answer_logps(
     max_length: int,
     batch_size: int,
     keep_end: bool = False,
-    progress: Progress = _no_progress,
-) -> list[tuple[float, int]]:
-    """Summed log-probability of each answer given its prompt.
+    progress: Progress = no_progress,
+) -> list[Score]:
+    """Summed log-probability of each answer given its prompt. Answers to the same prompt share the reading of it.
 
     Args:
         model: A causal language model in eval mode.
@@ -42,108 +74,118 @@ def answer_logps(
         progress: Called with (sequences done, all sequences).
 
     Returns:
-        For each sequence, in order: (log π(answer | prompt) in nats, number of answer tokens that remained).
+        The score of each sequence, in order. One of which no answer token remained has 0.0 nats and 0 tokens.
     """
-    rows = [cut(p, a, max_length, keep_end) for p, a in sequences]
-    result: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
-    device = model.device
-    done = 0
-    for batch in _batches([len(row) for _, row in rows], batch_size):
-        width = max(len(rows[i][1]) for i in batch)
-        ids = torch.zeros(len(batch), width, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for r, i in enumerate(batch):
-            row = torch.tensor(rows[i][1])
-            ids[r, : len(row)], mask[r, : len(row)] = row, 1
-        # The head's output is needed from the last prompt position on; that of the shortest prompt counts.
-        first = min(rows[i][0] for i in batch) - 1
-        logits = model(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
-            logits_to_keep=width - first,
-            use_cache=False,
-        ).logits
-        for r, i in enumerate(batch):
-            prompt, row = rows[i]
-            if len(row) > prompt:
-                # The logits at position t - 1 predict the token at t.
-                at = logits[r, prompt - 1 - first : len(row) - 1 - first].float()
-                target = torch.tensor(row[prompt:], device=device)
-                logp = at.gather(-1, target[:, None])[:, 0] - at.logsumexp(-1)
-                result[i] = (float(logp.double().sum()), len(row) - prompt)
-        done += len(batch)
-        progress(done, len(rows))
+    result = [Score(0.0, 0, (), 0)] * len(sequences)
+    groups: dict[Any, _Group] = {}
+    together = shares_prompts(model)
+    for i, (prompt, answer) in enumerate(sequences):
+        begin, ids = cut(prompt, answer, max_length, keep_end)
+        if len(ids) > begin:
+            key = tuple(ids[:begin]) if together else i
+            groups.setdefault(key, _Group(ids[:begin], [])).answers.append((i, ids[begin:]))
+    done = len(sequences) - sum(len(g.answers) for g in groups.values())
+    for batch in _batches(list(groups.values()), batch_size):
+        for i, score in _scores(model, batch):
+            result[i] = score
+            done += 1
+        progress(done, len(sequences))
     return result
 
 
-@dataclass(frozen=True)
-class Answer:
-    """A greedy answer: its token ids (with the end token, if it wrote one) and whether it stopped by itself."""
+def _batches(groups: list[_Group], size: int) -> Iterator[list[_Group]]:
+    """Groups of similar length, the longest first (so that a lack of memory shows at once), of `size` sequences."""
+    batch: list[_Group] = []
+    for group in sorted(groups, key=lambda g: -g.width):
+        if batch and sum(len(g.answers) for g in (*batch, group)) > size:
+            yield batch
+            batch = []
+        batch.append(group)
+    if batch:
+        yield batch
 
-    ids: list[int]
-    stopped: bool
-    logp: float = 0.0
+
+def _scores(model: Any, groups: list[_Group]) -> Iterator[tuple[int, Score]]:
+    """Yields (which sequence, its score) of the answers in one forward pass."""
+    device = model.device
+    ids = torch.zeros(len(groups), max(g.width for g in groups), dtype=torch.long)
+    part = torch.full_like(ids, -1)  # 0: the prompt; 1, 2 …: an answer; -1: padding
+    positions = torch.zeros_like(ids)
+    rows, places, targets = [], [], []  # where the model predicts an answer's token, and which it is
+    for r, group in enumerate(groups):
+        end = len(group.prompt)
+        ids[r, :end], part[r, :end], positions[r, :end] = torch.tensor(group.prompt), 0, torch.arange(end)
+        for n, (_, answer) in enumerate(group.answers, start=1):
+            here = slice(end, end := end + len(answer) - 1)
+            ids[r, here], part[r, here] = torch.tensor(answer[:-1], dtype=torch.long), n
+            positions[r, here] = torch.arange(len(answer) - 1) + len(group.prompt)
+            rows += [r] * len(answer)
+            places += [len(group.prompt) - 1, *range(here.start, here.stop)]
+            targets += answer
+    # Padding on the right needs no mask: nothing before it sees it.
+    inputs: dict[str, Any] = {"input_ids": ids.to(device)}
+    if any(len(g.answers) > 1 for g in groups):  # an answer sees the prompt and itself, not the other answer
+        sees = (part[:, None, :] == 0) | (part[:, None, :] == part[:, :, None])
+        inputs["attention_mask"] = (sees & torch.ones(sees.shape[1:], dtype=torch.bool).tril())[:, None].to(device)
+        inputs["position_ids"] = positions.to(device)
+    each, likeliest = _logps_at(model, inputs, rows, places, targets)
+    begin = 0
+    for i, answer in (a for g in groups for a in g.answers):
+        here = slice(begin, begin := begin + len(answer))
+        greedy = next((n for n, is_it in enumerate(likeliest[here]) if not is_it), len(answer))
+        yield i, Score(sum(each[here]), len(answer), tuple(each[here]), greedy)
 
 
-@torch.inference_mode()
-def generate(
-    model: Any,
-    prompts: Sequence[list[int]],
-    *,
-    eos_ids: set[int],
-    pad_id: int,
-    max_new_tokens: int,
-    batch_size: int,
-    progress: Progress = _no_progress,
-) -> list[Answer]:
-    """Greedy answers.
+def _logps_at(
+    model: Any, inputs: dict[str, Any], rows: list[int], places: list[int], targets: list[int]
+) -> tuple[list[float], list[bool]]:
+    """log π of the target tokens, and whether each is the likeliest.
+
+    The head's input is swapped for the places that are asked for, a part at a time: so a big vocabulary never stands
+    for all tokens, and what the model does to its logits afterwards (scaling, a soft cap) stays in effect. For the
+    second part on, the model reads one token only, as its output is the head's.
 
     Args:
-        model: A causal language model in eval mode.
-        prompts: Token ids, each ending where the assistant begins to write.
-        eos_ids: Tokens that end an answer.
-        pad_id: Padding, on the left.
-        max_new_tokens: Where an answer is cut.
-        batch_size: Prompts at once.
-        progress: Called with (prompts done, all prompts).
+        model: The model.
+        inputs: Of the forward pass.
+        rows: Of each place.
+        places: Positions in the row, at which the target is predicted.
+        targets: Token ids.
     """
-    answers: list[Answer] = [Answer([], False)] * len(prompts)
-    done = 0
-    for batch in _batches([len(p) for p in prompts], batch_size):
-        width = max(len(prompts[i]) for i in batch)
-        ids = torch.full((len(batch), width), pad_id, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for r, i in enumerate(batch):
-            ids[r, width - len(prompts[i]) :], mask[r, width - len(prompts[i]) :] = (
-                torch.tensor(prompts[i]),
-                1,
-            )
-        out = model.generate(
-            input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            eos_token_id=sorted(eos_ids),
-            pad_token_id=pad_id,
-        )
-        for r, i in enumerate(batch):
-            new = out[r, width:].tolist()
-            end = next((n for n, t in enumerate(new) if t in eos_ids), None)
-            answers[i] = Answer(new, False) if end is None else Answer(new[: end + 1], True)
-        done += len(batch)
-        progress(done, len(prompts))
-    limit = max(len(p) + len(a.ids) for p, a in zip(prompts, answers, strict=True))
-    scores = answer_logps(
-        model,
-        [(p, a.ids) for p, a in zip(prompts, answers, strict=True)],
-        max_length=limit,
-        batch_size=max(1, batch_size // 2),
-    )
-    return [Answer(a.ids, a.stopped, s[0]) for a, s in zip(answers, scores, strict=True)]
+    head = model.get_output_embeddings()
+    size = max(1, LOGITS // head.weight.shape[0])
+    hidden: torch.Tensor | None = None
+    each: list[float] = []
+    likeliest: list[bool] = []
+
+    def swap(_: Any, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        nonlocal hidden
+        hidden = given[0][rows, places] if hidden is None else hidden
+        return (hidden[None, begin : begin + size], *given[1:])
+
+    with head.register_forward_pre_hook(swap):
+        for begin in range(0, len(targets), size):
+            logits = model(**inputs, use_cache=False).logits[0].float()
+            target = torch.tensor(targets[begin : begin + size], device=logits.device)
+            each += (logits.gather(-1, target[:, None])[:, 0] - logits.logsumexp(-1)).tolist()
+            likeliest += (logits.argmax(-1) == target).tolist()
+            inputs = {"input_ids": inputs["input_ids"][:1, :1]}
+    return each, likeliest
+
+
+def shares_prompts(model: Any) -> bool:
+    """Whether several answers can follow one prompt in a row of the model's input: it must take a mask and positions
+    as they are given, and no layer may keep a window or a state that runs on from one answer into the next."""
+    bare = bare_model(model)
+    takes = "position_ids" in inspect.signature(bare.forward).parameters
+    cache = DynamicCache(config=bare.config)
+    plain = bool(cache.layers) and all(type(layer) is DynamicLayer for layer in cache.layers)
+    return takes and plain and bare.config._attn_implementation == "sdpa"
+
+
+def bare_model(model: Any) -> Any:
+    """The model inside PEFT's wrapper; its layers carry the adapter."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def seq_rep(ids: Sequence[int], n: int = 4) -> float:

@@ -1,4 +1,4 @@
-"""Scoring, greedy answers and tokenization against independent references: plain transformers and TRL itself."""
+"""Scoring and tokenization against independent references: plain transformers and TRL itself."""
 
 import json
 from collections.abc import Callable
@@ -9,11 +9,19 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
+from preftune import scoring
 from preftune.data.pairs import Pair, to_pair
-from preftune.scoring import answer_logps, generate, seq_rep
-from preftune.tokens import tokenize_pair, tokenize_prompt
+from preftune.scoring import answer_logps, seq_rep, shares_prompts
+from preftune.tokens import tokenize_pair
 
 ROOT = Path(__file__).parent.parent
 
@@ -70,31 +78,92 @@ def test_logps_are_those_of_trl(
         assert sum(f[0] for f in found) / len(found) == pytest.approx(logged[f"eval_logps/{side}"], rel=1e-4)
 
 
-def test_greedy_answers_equal_one_by_one(loaded: Any, pairs: list[Pair]) -> None:
+def greedy_prefix(model: Any, prompt: list[int], answer: list[int]) -> int:
+    likeliest = model(torch.tensor([prompt + answer])).logits[0].argmax(-1).tolist()
+    here = [likeliest[len(prompt) - 1 + n] == token for n, token in enumerate(answer)]
+    return here.index(False) if False in here else len(answer)
+
+
+def test_each_token_s_part_and_how_far_it_is_greedy(loaded: Any) -> None:
     model, tokenizer = loaded
-    prompts = [tokenize_prompt(tokenizer, p.prompt) for p in pairs[:6]]
-    eos = tokenizer.eos_token_id
-    found = generate(model, prompts, eos_ids={eos}, pad_id=tokenizer.pad_token_id, max_new_tokens=12, batch_size=4)
-    for prompt, answer in zip(prompts, found, strict=True):
+    prompt = tokenizer("What now?")["input_ids"]
+    with torch.inference_mode():
         ids = list(prompt)
-        for _ in range(12):
-            with torch.inference_mode():
-                ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
-            if ids[-1] == eos:
-                break
-        assert answer.ids == ids[len(prompt) :]
-        assert answer.stopped == (ids[-1] == eos)
+        for _ in range(4):
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+        greedy = ids[len(prompt) :]
+        answers = [greedy, [*greedy[:2], (greedy[2] + 1) % 100, *greedy[3:]], [greedy[0]], [(greedy[0] + 1) % 100]]
+        found = answer_logps(model, [(prompt, a) for a in answers], max_length=100, batch_size=8)
+        for score, answer in zip(found, answers, strict=True):
+            parts = [one_by_one(model, prompt + answer[:n], [answer[n]], 100) for n in range(len(answer))]
+            assert score.each == pytest.approx(parts, abs=1e-4)
+            assert score.logp == pytest.approx(sum(parts), abs=1e-4)
+            assert score.greedy == greedy_prefix(model, prompt, answer)
+    assert [s.greedy for s in found] == [4, 2, 1, 0]
 
 
-def test_an_answer_that_ends_is_cut_after_its_end_token(loaded: Any) -> None:
-    """Every token the model writes counts as an end: the first one must be the whole answer."""
+def test_a_big_vocabulary_stands_in_parts(loaded: Any, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With room for the logits of seven tokens, the head is asked for no more at once; the numbers are the same."""
     model, tokenizer = loaded
-    prompt = tokenizer("hello")["input_ids"]
-    (free,) = generate(model, [prompt], eos_ids={0}, pad_id=0, max_new_tokens=3, batch_size=1)
-    (ended,) = generate(model, [prompt], eos_ids={free.ids[0]}, pad_id=0, max_new_tokens=3, batch_size=1)
-    assert ended.ids == free.ids[:1]
-    assert ended.stopped
-    assert not free.stopped
+    sequences = [(t.prompt, t.chosen) for t in (tokenize_pair(tokenizer, p) for p in pairs[:4])]
+    expected = answer_logps(model, sequences, max_length=512, batch_size=4)
+    shapes: list[tuple[int, ...]] = []
+    monkeypatch.setattr(scoring, "LOGITS", 7 * 400 + 1)
+    with model.lm_head.register_forward_hook(lambda _, __, out: shapes.append(tuple(out.shape))):
+        found = answer_logps(model, sequences, max_length=512, batch_size=4)
+    assert [f.each for f in found] == [pytest.approx(e.each, abs=1e-5) for e in expected]
+    tokens = sum(e.tokens for e in expected)
+    assert shapes == [(1, 7, 400)] * (tokens // 7) + ([(1, tokens % 7, 400)] if tokens % 7 else [])
+
+
+TINY = {
+    "vocab_size": 400,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "max_position_embeddings": 512,
+}
+
+
+def other_models() -> list[Any]:
+    """Models whose layers keep a window of 8 tokens, and one that caps its logits."""
+    torch.manual_seed(0)
+    gemma = Gemma2Config(**TINY, sliding_window=8, final_logit_softcapping=0.05, layer_types=["full_attention"] * 2)
+    return [
+        MistralForCausalLM(MistralConfig(**TINY, sliding_window=8)).eval(),
+        Gemma2ForCausalLM(gemma).eval(),
+    ]
+
+
+def test_models_of_other_kinds(loaded: Any, pairs: list[Pair]) -> None:
+    """Where layers keep a window, prompts are not shared; a cap on the logits stays in effect."""
+    tokens = [tokenize_pair(loaded[1], p) for p in pairs[:4]]
+    sequences = [(t.prompt, t.chosen) for t in tokens] + [(t.prompt, t.rejected) for t in tokens]
+    windowed, capped = other_models()
+    assert shares_prompts(loaded[0]) and not shares_prompts(windowed)
+    with torch.inference_mode():
+        for model in (windowed, capped):
+            found = answer_logps(model, sequences, max_length=512, batch_size=8)
+            expected = [one_by_one(model, p, a, 512) for p, a in sequences]
+            assert [f.logp for f in found] == pytest.approx(expected, abs=1e-3)
+        # A cap of 0.05 leaves almost all tokens alike: ln 400 = 5.99 nats each.
+        assert found[0].logp / found[0].tokens == pytest.approx(-5.99, abs=0.1)
+
+
+def test_the_prompt_is_read_once(loaded: Any, pairs: list[Pair]) -> None:
+    model, tokenizer = loaded
+    tokens = tokenize_pair(tokenizer, pairs[0])
+    shapes: list[tuple[int, ...]] = []
+    embedding = model.get_input_embeddings()
+    with embedding.register_forward_hook(lambda _, given, __: shapes.append(tuple(given[0].shape))):
+        answer_logps(
+            model, [(tokens.prompt, a) for a in (tokens.chosen, tokens.rejected)], max_length=512, batch_size=2
+        )
+    # Nothing is predicted after an answer's last token, so it is not read.
+    assert shapes == [(1, len(tokens.prompt) + len(tokens.chosen) + len(tokens.rejected) - 2)]
 
 
 @pytest.mark.parametrize(

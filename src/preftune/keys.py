@@ -38,7 +38,8 @@ _VERDICT_CODE = (
 )
 _READING_CODE = (
     *("data/hub", "data/sources", "data/layout", "data/readers", "data/text_rows", "data/arrow_rows", "data/shuffle"),
-    *("data/adapters", "data/trees", "data/pairs", "data/languages", "data/checks", "data/check_list"),
+    *("data/adapters", "data/trees", "data/pairs", "data/labels", "data/languages", "data/checks"),
+    "data/check_list",
 )
 _TEMPLATES = ("templates/style.css.j2", "templates/parts.html.j2")
 _REPORT_CODE = (

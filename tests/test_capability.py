@@ -87,17 +87,18 @@ def scripted(answer: Callable[[str], str] = lambda prompt: "", tokenizer: Any = 
 
         def __init__(self) -> None:
             super().__init__()
-            self.asked: list[tuple[str, str]] = []
+            self.asked: list[tuple[str, str, bool | None]] = []
+            self.add_bos_token: bool | None = True
 
         def apply_chat_template(self, history: list[dict[str, str]], **_: Any) -> str:
             return spoken.apply_chat_template(history)
 
         def generate_until(self, requests: Any, **_: Any) -> list[str]:
-            self.asked += [("write", r.args[0]) for r in requests]
+            self.asked += [("write", r.args[0], self.add_bos_token) for r in requests]
             return [answer(r.args[0]) for r in requests]
 
         def loglikelihood(self, requests: Any, **_: Any) -> list[tuple[float, bool]]:
-            self.asked += [("compare", r.args[0]) for r in requests]
+            self.asked += [("compare", r.args[0], self.add_bos_token) for r in requests]
             return [(-float(len(r.args[1])), False) for r in requests]
 
         def loglikelihood_rolling(self, requests: Any, **_: Any) -> list[float]:
@@ -212,15 +213,18 @@ def test_local_tasks(tmp_path: Path) -> None:
 
 
 def test_the_chat_template_is_where_it_belongs(model: tuple[Any, Any], tmp_path: Path, own: Any) -> None:
-    """Tasks that write are asked as in a chat, tasks that compare likelihoods are not; pairs render themselves."""
+    """Tasks that write are asked as in a chat, tasks that compare likelihoods are not; pairs render themselves.
+
+    Only bare text gets the tokenizer's start token: what comes from a template has it, if the template wants it.
+    """
     folder = own("plain", CHOICE, [{"q": "Sky?", "options": ["blue", "red"], "label": 0}])
     summary, _ = run(model, tmp_path, "preference_pairs", "facts", "plain", limit=1, own=folder)
     question = read_documents("facts")[0]["question"]
-    assert sorted(set(model[0].asked)) == [
-        ("compare", "<user>Say 0.<assistant>"),
-        ("compare", "Sky?"),
-        ("write", f"<user>{question} Answer in a few words.<assistant>"),
-    ]
+    assert set(model[0].asked) == {
+        ("compare", "<user>Say 0.<assistant>", False),
+        ("compare", "Sky?", None),
+        ("write", f"<user>{question} Answer in a few words.<assistant>", False),
+    }
     assert [task["n"] for task in summary.values()] == [1, 1, 1]
 
 

@@ -22,6 +22,8 @@ from preftune.lm_tasks.documents import FOLDER
 from preftune.lm_tasks.preference_pairs import NAME as PAIRS
 from preftune.lm_tasks.preference_pairs import preference_pairs
 
+WAYS = ("rendered", "bare", "chat")
+
 
 def run_tasks(
     lm: Any,
@@ -98,24 +100,25 @@ def _load(
 def _evaluate(
     lm: Any, manager: Any, tasks: Mapping[str, Any], groups: Mapping[str, Any], limit: int | None
 ) -> dict[str, Any]:
-    """lm-eval's results and samples: one call for the tasks that write, one for those that compare likelihoods."""
+    """lm-eval's results and samples: a call for each way of asking."""
     import lm_eval
 
     merged: dict[str, Any] = {"results": {}, "samples": {}, "higher_is_better": {}}
-    inside = {t.task_name: g for g in groups.values() for t in g.get_all_tasks()}
-    for writes in (False, True):
-        chosen = {n: t for n, t in tasks.items() if (t.OUTPUT_TYPE == "generate_until") == writes}
-        alone = [t for n, t in chosen.items() if n not in inside]
+    inside = {t.task_name for g in groups.values() for t in g.get_all_tasks()}
+    for way in WAYS:
+        alone = [t for n, t in tasks.items() if n not in inside and _way(t) == way]
         # a group goes where its first task goes: lm-eval takes it whole
-        first = [g for g in _roots(groups) if g.get_all_tasks()[0].task_name in chosen]
-        if not alone and not first:
+        whole = [g for g in _roots(groups) if _way(g.get_all_tasks()[0]) == way]
+        if not alone and not whole:
             continue
+        if hasattr(lm, "add_bos_token"):  # HFLM's: None is the tokenizer's own way; a template brings its own start
+            lm.add_bos_token = None if way == "bare" else False
         found = lm_eval.simple_evaluate(
             model=lm,
-            tasks=[*alone, *first],
+            tasks=[*alone, *whole],
             task_manager=manager,  # else lm-eval reads all of its task files
             limit=limit,
-            apply_chat_template=writes,
+            apply_chat_template=way == "chat",
             log_samples=True,
             bootstrap_iters=0,
             random_seed=0,
@@ -127,6 +130,13 @@ def _evaluate(
         for part in merged:
             merged[part] |= found[part]
     return merged
+
+
+def _way(task: Any) -> str:
+    """How a task is asked: in the chat template, as a text that is rendered already, or as bare text."""
+    if task.OUTPUT_TYPE == "generate_until":
+        return "chat"
+    return "rendered" if task.task_name == PAIRS else "bare"
 
 
 def _roots(groups: Mapping[str, Any]) -> list[Any]:

@@ -60,8 +60,8 @@ def test_equal_models() -> None:
 
 
 def test_equal_models_and_a_judge() -> None:
-    found = equal_models(240, judged=True)
-    assert found["promote"] <= 12 and found["reject"] <= 12, found
+    found = equal_models(180, judged=True)
+    assert found["promote"] <= 9 and found["reject"] <= 9, found
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from preftune.comparison_inputs import Task
 from preftune.gate import Damage
 from preftune.measures import Triple, lower_bound, mean, share
 from preftune.schema import Gate
-from preftune.statistics import holm, mcnemar, paired_t
+from preftune.statistics import mcnemar, paired_t
 
 
 def _values(task: Task, metric: str, who: int) -> list[float]:
@@ -68,26 +68,18 @@ def _p_value(task: Task) -> tuple[float, str]:
 
 
 def compare_tasks(tasks: dict[str, Task], gate: Gate) -> tuple[list[dict[str, Any]], list[Damage]]:
-    """The table of tasks, and the losses with their bar.
-
-    A loss is damage if its one-sided 95 % lower bound exceeds the bar *and* a test that there is any change is still
-    significant after Holm's adjustment over all tasks: each task is one more chance for a bound to exceed its bar by
-    luck, and the bootstrap's bound alone is too sure of itself on few documents.
+    """The table of tasks, and the losses with their bar and the p-value of each, not adjusted yet.
 
     Args:
         tasks: By name.
         gate: The bars.
 
     Returns:
-        (verdict.json's `tasks`, the damages).
+        (verdict.json's `tasks` without `p_holm`, the damages in the same order).
     """
-    gated = [t for t in tasks.values() if t.main in _paired(t)]
-    tests = [_p_value(t) for t in gated]
-    known = [p for p, _ in tests if math.isfinite(p)]
-    adjusted = iter(holm(known))
     rows, damages = [], []
-    for task, (p, test) in zip(gated, tests, strict=True):
-        p_holm = next(adjusted) if math.isfinite(p) else math.nan
+    for task in (t for t in tasks.values() if t.main in _paired(t)):
+        p, test = _p_value(task)
         better = 1 if task.higher.get(task.main, True) else -1
         losses = [-better * d for d in _difference(task, task.main)]
         sft, policy = (_values(task, task.main, who) for who in (0, 1))
@@ -101,7 +93,6 @@ def compare_tasks(tasks: dict[str, Task], gate: Gate) -> tuple[list[dict[str, An
                 "difference": list(mean(_difference(task, task.main), task.clusters)),
                 "higher_is_better": better > 0,
                 "p": p,
-                "p_holm": p_holm,
                 "test": test,
                 "clusters": len(set(task.clusters)) if task.clusters else None,
             }
@@ -114,7 +105,7 @@ def compare_tasks(tasks: dict[str, Task], gate: Gate) -> tuple[list[dict[str, An
                 low,
                 gate.max_capability_loss,
                 "capability",
-                p_holm,
+                p,
             )
         )
     return rows, damages

@@ -47,7 +47,8 @@ def policy(project: Path, tiny_model: Path) -> Path:
 
 def judged(project: Path, policy: Path, server: FakeJudge) -> dict[str, Any]:
     judge = {"kind": "openai", "model": "fake", "base_url": server.url, "retries": 0, "timeout": 20}
-    options = {"judge": judge, "suites": SUITES, "max_prompts": HELD_OUT, "tasks": []}
+    decoding = {"temperature": 1, "max_new_tokens": 24}  # else this model has little to say
+    options = {"judge": judge, "suites": SUITES, "max_prompts": HELD_OUT, "tasks": [], **decoding}
     done = preftune(
         *("evaluate", "recipes/tiny/config.yaml", f"--policy={policy}", "--json"),
         *(f"--evaluation.{key}={json.dumps(value)}" for key, value in options.items()),

@@ -107,6 +107,8 @@ def test_the_primary_measure_has_a_gauge_with_its_bar(page: str) -> None:
     assert 'class="range" style="left:52.00%;width:12.00%"' in verdict
     assert 'class="dot" style="left:58.00%"' in verdict and 'class="bar" style="left:50.00%"' in verdict
     assert "<strong>Power:</strong> with 40 pairs" in verdict
+    measures = words(section(page, "measures"))
+    assert "Win rate, length-controlled primary lc_win_rate" in measures and measures.count(" primary ") == 1
 
 
 def test_notes_of_the_verdict_and_of_the_training_stand_apart(page: str, data: ReportInput) -> None:

@@ -102,6 +102,36 @@ def test_what_is_not_finite_stays_so() -> None:
     assert math.isnan(measure.values[0]) and all(map(math.isnan, measure.differences[0]))
 
 
+def test_items_that_share_a_group_are_not_taken_for_independent() -> None:
+    """Four copies of each pair or document tell no more than one: the interval must not shrink by half."""
+    rng = np.random.default_rng(2)
+    gain = rng.normal(0, 2, 30)
+    copies = [(i, k) for i in range(30) for k in range(4)]
+
+    def measured(shared: bool) -> tuple[float, float]:
+        group = [{"group_id": f"g{i}" if shared else f"g{i}-{k}"} for i, k in copies]
+        one = [pair(n, -50.0, -50.0, **g) for n, g in enumerate(group)]
+        two = [
+            pair(n, -50.0 + float(gain[i]), -50.0, **g) for n, ((i, _), g) in enumerate(zip(copies, group, strict=True))
+        ]
+        lm_eval = [
+            [
+                {
+                    **{"task": "t", "id": str(n), "digest": "d", "cluster": str(i) if shared else None},
+                    "metrics": {"acc": float(gain[i] > 0) if who else 0.0},
+                }
+                for n, (i, _) in enumerate(copies)
+            ]
+            for who in (0, 1)
+        ]
+        measures = found(run("a", one, lm_eval=lm_eval[0]), run("b", two, lm_eval=lm_eval[1]))
+        ends = [measures[name].differences[0] for name in ("chosen_logp_per_token", "lm_eval/t/acc")]
+        return tuple(high - low for _, low, high in ends)  # pyright: ignore[reportReturnType]
+
+    for together, alone in zip(measured(True), measured(False), strict=True):
+        assert 1.7 < together / alone < 2.5
+
+
 def test_an_sft_run_has_no_rewards() -> None:
     sft = replace(make_run("sft", 0.0), comparison=[], verdict={})
     assert "reward_accuracy" not in found(sft, make_run("a", 4.0))

@@ -82,7 +82,7 @@ def measure_rows(verdict: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     Args:
         verdict: verdict.json.
     """
-    both, primary = verdict["metrics"], verdict["primary"]["name"]
+    both = verdict["metrics"]
     names = [n for who in ("sft", "policy") for n in both[who] if not n.endswith(("_lo", "_hi"))]
     groups: dict[str, list[dict[str, Any]]] = {group: [] for group in MEASURES}
     for name in ordered(names):
@@ -93,7 +93,6 @@ def measure_rows(verdict: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
             against = [value - BY_DEFINITION[name] for value in found]
         row = measure._asdict() | {
             "name": name,
-            "primary": name == primary,
             "sft": cell(triple(both["sft"], name), measure.unit),
             "policy": cell(triple(both["policy"], name), measure.unit),
             "difference": cell(difference, measure.unit, signed=True) if difference else None,

@@ -150,7 +150,7 @@ def _student(mean: float, error: float, freedom: int, confidence: float) -> Inte
 
 
 def clustered_error(values: Sequence[float], clusters: Sequence[Hashable]) -> tuple[float, int]:
-    """Standard error of a mean whose items come in groups (arXiv 2411.00640, section 2.2).
+    """Standard error of a mean whose items come in groups (arXiv 2411.00640).
 
     SE² = Σᵢ(xᵢ − x̄)²/(n(n − 1)) + Σ_c Σ_{i≠j in c}(xᵢ − x̄)(xⱼ − x̄)/n²
 

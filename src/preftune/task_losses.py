@@ -55,13 +55,12 @@ def _difference(task: Task, metric: str) -> list[float]:
     return [b - a for a, b in zip(_values(task, metric, 0), _values(task, metric, 1), strict=True)]
 
 
-def _p_value(task: Task) -> tuple[float, str]:
+def _p_value(task: Task, metric: str, change: list[float]) -> tuple[float, str]:
     """(two-sided p-value that nothing changed, the test's name). Exact McNemar holds for 0/1 values of documents that
     stand alone; elsewhere Student's t on the (clustered) standard error."""
-    change = _difference(task, task.main)
     if not all(map(math.isfinite, change)):
         return math.nan, "none"
-    if _is_binary(task, task.main) and task.clusters is None:
+    if _is_binary(task, metric) and task.clusters is None:
         return mcnemar(change.count(-1), change.count(1)), "exact McNemar"
     clusters = task.clusters or list(range(len(change)))
     return paired_t(change, clusters), "clustered t" if task.clusters else "paired t"
@@ -78,36 +77,31 @@ def compare_tasks(tasks: dict[str, Task], gate: Gate) -> tuple[list[dict[str, An
         (verdict.json's `tasks` without `p_holm`, the damages in the same order).
     """
     rows, damages = [], []
-    for task in (t for t in tasks.values() if t.main in _paired(t)):
-        p, test = _p_value(task)
-        better = 1 if task.higher.get(task.main, True) else -1
-        losses = [-better * d for d in _difference(task, task.main)]
-        sft, policy = (_values(task, task.main, who) for who in (0, 1))
+    for task in tasks.values():
+        metric = task.main
+        if metric is None or metric not in _paired(task):
+            continue
+        change = _difference(task, metric)
+        p, test = _p_value(task, metric, change)
+        better = 1 if task.higher.get(metric, True) else -1
+        losses = [-better * d for d in change]
+        sft, policy = (_values(task, metric, who) for who in (0, 1))
         rows.append(
             {
                 "task": task.name,
-                "metric": task.main,
+                "metric": metric,
                 "n": len(task.rows),
                 "sft": sum(sft) / len(sft),
                 "policy": sum(policy) / len(policy),
-                "difference": list(mean(_difference(task, task.main), task.clusters)),
+                "difference": list(mean(change, task.clusters)),
                 "higher_is_better": better > 0,
                 "p": p,
                 "test": test,
                 "clusters": len(set(task.clusters)) if task.clusters else None,
             }
         )
-        low = lower_bound(losses, task.clusters)
-        damages.append(
-            Damage(
-                f"lm-eval {task.name}",
-                sum(losses) / len(losses),
-                low,
-                gate.max_capability_loss,
-                "capability",
-                p,
-            )
-        )
+        low, bar = lower_bound(losses, task.clusters), gate.max_capability_loss
+        damages.append(Damage(f"lm-eval {task.name}", sum(losses) / len(losses), low, bar, "capability", p))
     return rows, damages
 
 

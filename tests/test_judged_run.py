@@ -10,6 +10,7 @@ import pytest
 from conftest import preftune
 from fake_judge import FakeJudge, always_a, fails, fake_judge, prefers
 
+pytestmark = pytest.mark.slow
 SUITES = [
     {"name": "prompts", "questions": ["What are the benefits of exercise?", "Write a haiku about rain."]},
     {"name": "alpaca_eval", "questions": "alpaca.jsonl"},

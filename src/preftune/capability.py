@@ -93,7 +93,9 @@ def _load(tokenizer: Any, pairs: Sequence[Pair], settings: Mapping[str, Any]) ->
 def _evaluate(lm: Any, tasks: Mapping[str, Any], groups: Mapping[str, Any], limit: int | None) -> dict[str, Any]:
     """lm-eval's results and samples: one call for the tasks that write, one for those that compare likelihoods."""
     import lm_eval
+    from lm_eval.tasks import TaskManager
 
+    nothing = TaskManager(include_defaults=False)  # else each call reads the thousands of files of lm-eval's folder
     merged: dict[str, Any] = {"results": {}, "samples": {}, "higher_is_better": {}}
     inside = {t.task_name: g for g in groups.values() for t in g.get_all_tasks()}
     for writes in (False, True):
@@ -106,6 +108,7 @@ def _evaluate(lm: Any, tasks: Mapping[str, Any], groups: Mapping[str, Any], limi
         found = lm_eval.simple_evaluate(
             model=lm,
             tasks=[*alone, *first],
+            task_manager=nothing,
             limit=limit,
             apply_chat_template=writes,
             log_samples=True,

@@ -119,7 +119,13 @@ def make_project(tiny_model: Path) -> Callable[..., Path]:
             "eval_steps": 3,
             "save_strategy": "steps",
             "save_steps": 2,
-            "evaluation": {"max_prompts": 4, "max_new_tokens": 8, "tasks": [], "training_pairs": 4},
+            "evaluation": {
+                "max_prompts": 4,
+                "max_new_tokens": 8,
+                "tasks": ["preference_pairs"],
+                "task_limit": 6,
+                "training_pairs": 4,
+            },
             **keys,
         }
         path = folder / "recipes" / "tiny" / "config.yaml"

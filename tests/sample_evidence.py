@@ -245,7 +245,7 @@ def make_verdict(evil: str = "", judged: bool = True) -> Row:
         },
         "metrics": {"sft": metrics(0.0, judged), "policy": metrics(4.0, judged)},
         "differences": {name: [0.1, 0.02, 0.18] for name in names} | {"stop_rate": [0.0, -0.1, 0.1]},
-        "damages": [{**d, "kind": "stop"} for d in damages],
+        "damages": [{**d, "kind": "stop", "p": None} for d in damages],
         "tasks": [
             {**task, "task": "facts", "p": 0.75, "p_holm": 1.0, "clusters": None, "test": "exact McNemar"},
             {**task, "task": f"prompts{evil}", "p": 0.0004, "p_holm": 0.0008, "clusters": 60, "test": "clustered t"},

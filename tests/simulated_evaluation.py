@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from preftune.comparison_inputs import Inputs, Task
+
 Rows = list[dict[str, Any]]
 TASKS = {"preference_pairs": "acc", "facts": "exact_match", "instructions": "prompt_strict"}
 TOPICS = ("cooking", "travel", "code", None)
@@ -66,12 +68,14 @@ def pair_rows(world: World, rng: np.random.Generator) -> tuple[Rows, Rows]:
     return sft, policy
 
 
-WORDS = ("the", "garden", "needs", "water", "and", "light", "every", "day", "of", "a", "week", "so", "plan", "ahead")
+WORDS = "the garden needs water and light every day of a week so plan ahead and look after it before you leave it be "
 
 
 def _text(rng: np.random.Generator, characters: int) -> str:
-    words = " ".join(WORDS[w] for w in rng.integers(0, len(WORDS), characters // 4 + 2))
-    return (words[: max(1, characters - 1)] + ".").strip()
+    """Words in no order, as long as is asked for."""
+    start = int(rng.integers(0, len(WORDS)))
+    words = WORDS[start:] + WORDS * (characters // len(WORDS) + 1)
+    return words[: max(1, characters - 1)].strip() + "."
 
 
 def answer_rows(world: World, rng: np.random.Generator) -> tuple[Rows, Rows]:
@@ -183,3 +187,27 @@ def judged_rows(world: World, answers: tuple[Rows, Rows], rng: np.random.Generat
         other = {"policy": "sft", "sft": "policy"}[won] if rng.random() < world.ties else won
         rows.append(judgement("held_out", row["row_id"], 1, ("sft", "policy"), (won, other)))
     return rows
+
+
+def simulated(world: World, rng: np.random.Generator, judged: bool = False) -> Inputs:
+    """All rows of one comparison, joined as `read_inputs` joins them.
+
+    Args:
+        world: What is true.
+        rng: The noise.
+        judged: With a judge of the held-out prompts.
+    """
+    pairs, answers, documents = pair_rows(world, rng), answer_rows(world, rng), task_rows(world, rng)
+    both = list(zip(*documents, strict=True))
+    tasks = {
+        name: Task(name, m, {m: True}, {m: True}, ({m: 0.0}, {m: 0.0}), [r for r in both if r[0]["task"] == name])
+        for name, m in TASKS.items()
+    }
+    return Inputs(
+        list(zip(*pairs, strict=True)),
+        list(zip(*answers, strict=True)),
+        tasks,
+        {},
+        {"kind": "openai", "model": "made up"} if judged else None,
+        judged_rows(world, answers, rng) if judged else [],
+    )

@@ -1,7 +1,10 @@
-"""lm-eval tasks on a model in memory: rows and summaries against lm-eval's own numbers and our own scoring."""
+"""lm-eval tasks on a model in memory: rows and summaries against lm-eval's own numbers and our own scoring.
 
+Most tests run on a scripted model, so that every number can be told by hand.
+"""
+
+import hashlib
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ import pytest
 from preftune.capability import run_tasks
 from preftune.data.pairs import Pair
 from preftune.errors import UserError
+from preftune.lm_tasks.documents import read_documents
 
 OWN_GROUP = """
 group: colors
@@ -67,15 +71,46 @@ def no_inventory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lm_eval.evaluator, "add_env_info", lambda storage: None)
 
 
-@pytest.fixture(scope="module")
-def model(tiny_model: Path) -> tuple[Any, Any]:
-    """(lm-eval's LM over the tiny model, its tokenizer)."""
-    from lm_eval.models.huggingface import HFLM
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+class Tokenizer:
+    """Renders a chat so that a reader sees it."""
 
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    loaded = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
-    return HFLM(pretrained=loaded, tokenizer=tokenizer, batch_size=4), tokenizer
+    def apply_chat_template(self, messages: list[dict[str, str]], **_: Any) -> str:
+        return "".join(f"<{m['role']}>{m['content']}" for m in messages) + "<assistant>"
+
+
+def scripted(answer: Callable[[str], str] = lambda prompt: "", tokenizer: Any = None) -> tuple[Any, Any]:
+    """(an lm-eval LM that says `answer(prompt)`, and finds short texts the likelier; its tokenizer)."""
+    from lm_eval.api.model import LM
+
+    class Scripted(LM):
+        tokenizer_name = "scripted"
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.asked: list[tuple[str, str, bool | None]] = []
+            self.add_bos_token: bool | None = True
+
+        def apply_chat_template(self, history: list[dict[str, str]], **_: Any) -> str:
+            return spoken.apply_chat_template(history)
+
+        def generate_until(self, requests: Any, **_: Any) -> list[str]:
+            self.asked += [("write", r.args[0], self.add_bos_token) for r in requests]
+            return [answer(r.args[0]) for r in requests]
+
+        def loglikelihood(self, requests: Any, **_: Any) -> list[tuple[float, bool]]:
+            self.asked += [("compare", r.args[0], self.add_bos_token) for r in requests]
+            return [(-float(len(r.args[1])), False) for r in requests]
+
+        def loglikelihood_rolling(self, requests: Any, **_: Any) -> list[float]:
+            raise NotImplementedError
+
+    spoken = tokenizer or Tokenizer()
+    return Scripted(), spoken
+
+
+@pytest.fixture
+def model() -> tuple[Any, Any]:
+    return scripted()
 
 
 def pairs(count: int) -> list[Pair]:
@@ -85,7 +120,7 @@ def pairs(count: int) -> list[Pair]:
             group_id=f"group-{i // 2}",
             source="test",
             prompt=[{"role": "user", "content": f"Say {i}."}],
-            chosen=[{"role": "assistant", "content": "y" * (i % 3 + 1)}],
+            chosen=[{"role": "assistant", "content": "yes " * (i % 3 + 1)}],
             rejected=[{"role": "assistant", "content": "no no"}],
         )
         for i in range(count)
@@ -118,21 +153,29 @@ def own(tmp_path: Path) -> Callable[[str, str, list[dict[str, Any]]], Path]:
     return write
 
 
-def test_preference_pairs_against_our_own_scoring(model: tuple[Any, Any], tmp_path: Path) -> None:
-    """acc is the share of pairs whose chosen answer has the higher summed log-probability."""
+def test_preference_pairs_against_our_own_scoring(tiny_model: Path, tmp_path: Path) -> None:
+    """On a real model, acc is the share of pairs whose chosen answer has the higher summed log-probability."""
+    import torch
+    from lm_eval.models.huggingface import HFLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     from preftune.scoring import answer_logps
 
-    summary, rows = run(model, tmp_path, "preference_pairs")
-    lm, tokenizer = model
+    torch.set_num_threads(1)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    loaded = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
+    lm = HFLM(pretrained=loaded, tokenizer=tokenizer, batch_size=4)
+    summary, rows = run((lm, tokenizer), tmp_path, "preference_pairs")
     expected = []
     for pair in pairs(5):
         prompt = tokenizer.apply_chat_template(pair.prompt, tokenize=False, add_generation_prompt=True)
         ids = tokenizer(prompt, add_special_tokens=False).input_ids
         texts = [pair.chosen[0]["content"], pair.rejected[0]["content"]]
         answers = [(ids, tokenizer(t, add_special_tokens=False).input_ids) for t in texts]
-        (chosen, _), (rejected, _) = answer_logps(lm.model, answers, max_length=512, batch_size=2)
+        (chosen, _), (rejected, _) = answer_logps(loaded, answers, max_length=512, batch_size=2)
         expected.append((float(chosen > rejected), float(chosen / len(texts[0]) > rejected / len(texts[1]))))
     assert [(r["metrics"]["acc"], r["metrics"]["acc_norm"]) for r in rows] == expected
+    assert len(set(expected)) > 1
     assert [r["id"] for r in rows] == [f"row-{i}" for i in range(5)]
     assert [r["cluster"] for r in rows] == ["group-0", "group-0", "group-1", "group-1", "group-2"]
     assert [r["doc_id"] for r in rows] == list(range(5))
@@ -143,43 +186,46 @@ def test_preference_pairs_against_our_own_scoring(model: tuple[Any, Any], tmp_pa
     assert task["higher_is_better"] == {"acc": True, "acc_norm": True}
 
 
-def test_local_tasks_with_a_limit(model: tuple[Any, Any], tmp_path: Path) -> None:
-    """Rows in the order asked for; a mean of rows is lm-eval's aggregate; a second run says the same."""
-    summary, rows = run(model, tmp_path / "1", "facts", "preference_pairs", "instructions", limit=3)
-    assert list(summary) == ["facts", "preference_pairs", "instructions"]
-    assert [r["task"] for r in rows] == ["facts"] * 3 + ["preference_pairs"] * 3 + ["instructions"] * 3
-    for name, task in summary.items():
-        own = [r for r in rows if r["task"] == name]
-        assert task["n"] == 3 and all(len(r["digest"]) == 16 for r in own)
-        for metric in task["binary"]:
-            assert task["metrics"][metric] == pytest.approx(sum(r["metrics"][metric] for r in own) / 3)
+def test_local_tasks(tmp_path: Path) -> None:
+    """Right answers to every other question: rows, lm-eval's aggregates and the order asked for; twice the same."""
+    facts, prompts = read_documents("facts"), read_documents("instructions")
+    known = {f"<user>{d['question']} Answer in a few words.<assistant>": d["answers"][0] for d in facts[::2]}
+    known |= {f"<user>{d['prompt']}<assistant>": d["example"] for d in prompts[::2]}
+    names = ("facts", "preference_pairs", "instructions")
+    summary, rows = run(scripted(lambda p: known.get(p, "")), tmp_path / "1", *names)
+    assert list(summary) == list(names)
+    by_task = {name: [r for r in rows if r["task"] == name] for name in names}
+    assert [r["task"] for r in rows] == [name for name in names for _ in by_task[name]]
+    assert [r["id"] for r in by_task["facts"]] == [d["id"] for d in facts]
+    assert [r["cluster"] for r in by_task["instructions"]] == [d["cluster"] for d in prompts]
+    assert [r["metrics"]["acc"] for r in by_task["facts"]] == [float(i % 2 == 0) for i in range(len(facts))]
+    both = {"prompt_level_strict_acc": 1.0, "prompt_level_loose_acc": 1.0}
+    none = dict.fromkeys(both, 0.0)
+    assert [r["metrics"] for r in by_task["instructions"]] == [none if i % 2 else both for i in range(len(prompts))]
+    assert summary["facts"]["metrics"] == {"acc": pytest.approx((len(facts) + 1) // 2 / len(facts))}
+    rules, followed = (sum(len(d["rules"]) for d in part) for part in (prompts, prompts[::2]))
+    assert summary["instructions"]["metrics"]["inst_level_strict_acc"] == pytest.approx(followed / rules)
     assert summary["instructions"]["main"] == "prompt_level_strict_acc"
-    assert set(summary["instructions"]["metrics"]) - set(rows[-1]["metrics"]) == {
-        "inst_level_strict_acc",
-        "inst_level_loose_acc",
-    }
-    assert run(model, tmp_path / "2", "facts", "preference_pairs", "instructions", limit=3) == (summary, rows)
+    assert summary["instructions"]["n"] == len(prompts) and summary["facts"]["binary"] == {"acc": True}
+    # -1 a character: "yes " and only it is likelier than "no no"; by character all are alike, and the first wins
+    assert summary["preference_pairs"]["metrics"] == {"acc": pytest.approx(2 / 5), "acc_norm": 1.0}
+    assert run(scripted(lambda p: known.get(p, "")), tmp_path / "2", *names) == (summary, rows)
 
 
 def test_the_chat_template_is_where_it_belongs(model: tuple[Any, Any], tmp_path: Path, own: Any) -> None:
-    """Tasks that write are asked as in a chat, tasks that compare likelihoods are not; pairs render themselves."""
-    asked: dict[str, list[str]] = {"write": [], "compare": []}
+    """Tasks that write are asked as in a chat, tasks that compare likelihoods are not; pairs render themselves.
 
-    class Spy(type(model[0])):
-        def generate_until(self, requests: Any, *rest: Any, **options: Any) -> Any:
-            asked["write"] += [r.args[0] for r in requests]
-            return super().generate_until(requests, *rest, **options)
-
-        def loglikelihood(self, requests: Any, *rest: Any, **options: Any) -> Any:
-            asked["compare"] += [r.args[0] for r in requests]
-            return super().loglikelihood(requests, *rest, **options)
-
-    spy = Spy(pretrained=model[0].model, tokenizer=model[1], batch_size=4)
+    Only bare text gets the tokenizer's start token: what comes from a template has it, if the template wants it.
+    """
     folder = own("plain", CHOICE, [{"q": "Sky?", "options": ["blue", "red"], "label": 0}])
-    run((spy, model[1]), tmp_path, "preference_pairs", "facts", "plain", limit=1, own=folder)
-    chat = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
-    assert asked["write"] == [chat.format("How many years does a century have? Answer in a few words.")]
-    assert asked["compare"] == [chat.format("Say 0.")] * 2 + ["Sky?"] * 2
+    summary, _ = run(model, tmp_path, "preference_pairs", "facts", "plain", limit=1, own=folder)
+    question = read_documents("facts")[0]["question"]
+    assert set(model[0].asked) == {
+        ("compare", "<user>Say 0.<assistant>", False),
+        ("compare", "Sky?", None),
+        ("write", f"<user>{question} Answer in a few words.<assistant>", False),
+    }
+    assert [task["n"] for task in summary.values()] == [1, 1, 1]
 
 
 def test_a_group_is_one_task(model: tuple[Any, Any], tmp_path: Path, own: Any) -> None:
@@ -196,12 +242,12 @@ def test_a_group_is_one_task(model: tuple[Any, Any], tmp_path: Path, own: Any) -
     assert summary["colors"]["main"] == "acc"
 
 
-def test_filters_and_odd_metrics(model: tuple[Any, Any], tmp_path: Path, own: Any) -> None:
+def test_filters_and_odd_metrics(tmp_path: Path, own: Any) -> None:
     """Several filters: several metrics a document, one row. Lists have no per-document number; NaN is null."""
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "hooks.py").write_text(HOOKS)
     folder = own("sums", FILTERED, [{"q": "a", "a": "1"}, {"q": "b", "a": "2"}])
-    summary, rows = run(model, tmp_path, "sums", own=folder)
+    summary, rows = run(scripted(lambda p: "xyz"), tmp_path, "sums", own=folder)
     task = summary["sums"]
     assert task["main"] == "exact_match_flexible_extract" and task["n"] == len(rows) == 2
     names = {f"{m}_{f}" for m in ("wrong", "exact_match", "length") for f in ("strict_match", "flexible_extract")}
@@ -210,7 +256,8 @@ def test_filters_and_odd_metrics(model: tuple[Any, Any], tmp_path: Path, own: An
     assert rows[0]["metrics"]["length_strict_match"] is None and task["metrics"]["length_strict_match"] is None
     assert rows[1]["metrics"]["length_flexible_extract"] == 0.5 and not task["binary"]["length_flexible_extract"]
     assert task["higher_is_better"]["wrong_strict_match"] is False
-    assert rows[0]["metrics"]["exact_match_flexible_extract"] == 1.0
+    assert task["metrics"]["exact_match_flexible_extract"] == 1.0
+    assert task["metrics"]["exact_match_strict_match"] == 0.0
 
 
 def test_no_tasks(model: tuple[Any, Any], tmp_path: Path) -> None:
@@ -231,12 +278,13 @@ def test_digests_tell_prompts_apart(model: tuple[Any, Any], tmp_path: Path, own:
     folder = own("plain", CHOICE, [row, row, {**row, "options": ["blue", "green"]}])
     _, rows = run(model, tmp_path, "plain", own=folder)
     assert rows[0]["digest"] == rows[1]["digest"] != rows[2]["digest"]
+    asked = [["Sky?", " blue"], ["Sky?", " red"]]
+    assert rows[0]["digest"] == hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
     _, before = run(model, tmp_path, "facts", limit=1)
-    template = model[1].chat_template
-    try:
-        model[1].chat_template = template.replace("im_start|>'", "im_start|> '")
-        _, after = run(model, tmp_path, "facts", limit=1)
-    finally:
-        model[1].chat_template = template
-    assert before[0]["digest"] != after[0]["digest"]
-    assert all(math.isfinite(r["metrics"]["acc"]) for r in (*before, *after))
+
+    class Other(Tokenizer):
+        def apply_chat_template(self, messages: list[dict[str, str]], **_: Any) -> str:
+            return super().apply_chat_template(messages) + "\n"
+
+    _, after = run(scripted(tokenizer=Other()), tmp_path, "facts", limit=1)
+    assert before[0]["id"] == after[0]["id"] and before[0]["digest"] != after[0]["digest"]

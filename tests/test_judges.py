@@ -500,9 +500,10 @@ def test_a_parameter_that_a_model_does_not_know_is_replaced_once(
     with fake_judge(sometimes(lambda a: old in a.body, fails(400, message), longest_wins)) as server:
         mine = judge(server, tmp_path)
         assert [f.outcome for f in mine.compare(some())] == [1.0] * 3
+        assert mine.grade([Question(user("q"), "x")])[0].score == 1
     assert sum(old in r for r in server.requests) == 1
-    assert new is None or sum(new in r for r in server.requests) == 6
-    assert mine.ledger.requests == 7
+    assert new is None or sum(new in r for r in server.requests) == 7
+    assert mine.ledger.requests == 8
 
 
 def test_both_parameters_in_turn(tmp_path: Path) -> None:
@@ -588,6 +589,15 @@ def test_max_requests_ends_it_to_the_request(tmp_path: Path) -> None:
         # the next run has a budget of its own, and needs but one
         assert [f.outcome for f in judge(server, tmp_path, max_requests=5).compare(some())] == [1.0] * 3
         assert len(server.requests) == 6
+
+
+def test_what_was_begun_is_finished_before_the_budget_ends(tmp_path: Path) -> None:
+    """Each order of each comparison takes two questions here: ten of them are two comparisons and a half."""
+    behaviour = sometimes(lambda a: "nothing but" in a.body["messages"][-1]["content"], says("[[C]]"), malformed)
+    with fake_judge(behaviour) as server:
+        found = judge(server, tmp_path, max_requests=10, concurrency=1).compare(some(20))
+    assert sum(f.outcome is not None for f in found) == 2
+    assert len(server.requests) == 10
 
 
 def test_tries_count_as_requests(tmp_path: Path) -> None:

@@ -367,3 +367,22 @@ def test_texts_come_back_as_they_were(tmp_path: Path) -> None:
     """Line ends of every kind inside a text are no line ends of the file."""
     odd = pair("a", 0).model_copy(update={"chosen": [{"role": "assistant", "content": "a\nb\rc\u2028d\x85e\x0bf"}]})
     assert load_pairs(write(tmp_path / "x.jsonl", [odd, pair("a", 1)]))[0] == odd
+
+
+def test_held_out_pairs_of_two_datasets_have_different_ids(tmp_path: Path) -> None:
+    """Both have a row `2`: what two models do on the held-out side is joined by row id."""
+
+    def write(source: str, side: str, numbers: tuple[int, ...]) -> Path:
+        rows = [pair(source, i, f"{source} {side} {i}").model_copy(update={"row_id": str(i)}) for i in numbers]
+        rows = [p.model_copy(update={"prompt": [{"role": "user", "content": p.group_id}]}) for p in rows]
+        path = tmp_path / f"{source}-{side}.jsonl"
+        path.write_text("".join(p.model_dump_json() + "\n" for p in rows))
+        return path
+
+    files = [(write("a", "train", (1,)), write("a", "test", (1, 2)))]
+    files.append((write("b", "train", (1,)), write("b", "test", (2, 3))))
+    settings = Mixture.model_validate({"datasets": [{"id": s, "test_split": "test"} for s in "ab"]})
+    validation = Validation.model_validate({"near_duplicates": None})
+    build_mixture([(train, test) for train, test in files], settings, validation, [], tmp_path)
+    found = {p.row_id: p.prompt[-1]["content"] for p in load_pairs(tmp_path / "test.jsonl")}
+    assert found == {"1": "a test 1", "a/2": "a test 2", "b/2": "b test 2", "3": "b test 3"}

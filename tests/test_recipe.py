@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from preftune.errors import UserError
+from preftune.evaluation_schema import PRESETS
 from preftune.house import HOUSE_TRAINING
 from preftune.known_keys import known
 from preftune.old_keys import NO_EFFECT
 from preftune.recipe import load_recipe, parse_overrides, resolve
-from preftune.schema import EMBEDDED_MODEL, PRESETS, Evaluation, Gate, Mixture, Recipe, Validation
+from preftune.schema import EMBEDDED_MODEL, Evaluation, Gate, Mixture, Recipe, Validation
 
 DATA = "dataset_name: pairs.jsonl\n"
 PATH = Path("recipes/demo/config.yaml")

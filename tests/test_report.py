@@ -100,13 +100,15 @@ def test_tells_everything(data: ReportInput, page: str) -> None:
     assert page.count('<figure class="chart">') == 6
 
 
-def test_the_measure_that_decides_has_a_gauge_with_its_bar(page: str) -> None:
+def test_the_primary_measure_has_a_gauge_with_its_bar(page: str) -> None:
     verdict = section(page, "verdict")
     label = "Length-controlled win rate 58.0%, 95% interval 52.0% to\xa064.0%; it must lie above 50.0%"
     assert f'aria-label="{label}"' in verdict
     assert 'class="range" style="left:52.00%;width:12.00%"' in verdict
     assert 'class="dot" style="left:58.00%"' in verdict and 'class="bar" style="left:50.00%"' in verdict
     assert "<strong>Power:</strong> with 40 pairs" in verdict
+    measures = words(section(page, "measures"))
+    assert "Win rate, length-controlled primary lc_win_rate" in measures and measures.count(" primary ") == 1
 
 
 def test_notes_of_the_verdict_and_of_the_training_stand_apart(page: str, data: ReportInput) -> None:
@@ -157,7 +159,7 @@ def test_without_a_judge(data: ReportInput) -> None:
     page = render_report(make_input(judged=False))
     parse(page)
     assert 'id="judge"' not in page and 'href="#judge"' not in page and 'id="suites"' not in page
-    assert "The measure that decides: reward accuracy" in page
+    assert "The primary measure: reward accuracy" in page
     assert "No judge compared the answers" in section(page, "answers")
 
 

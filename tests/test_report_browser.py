@@ -8,6 +8,7 @@ import json
 import re
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
@@ -77,11 +78,13 @@ def with_axe(page: str, dark: bool) -> str:
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """What the browser saw, and as `asked` the addresses that it asked for."""
+    plain, run = make_input(EVIL, judged=False), make_run("b", 6.0)
+    run = replace(run, verdict={**run.verdict, "outcome": "inconclusive"})
     pages = {
         "judged": render_report(make_input(EVIL)),
-        "plain": render_report(make_input(EVIL, judged=False)),
+        "plain": render_report(replace(plain, verdict={**plain.verdict, "outcome": "reject"})),
         "two": render_compare([make_run("a", 4.0, EVIL), make_run("b", 6.0, EVIL)]),
-        "three": render_compare([make_run("a", 4.0), make_run("b", 6.0), make_run("c", 2.0)]),
+        "three": render_compare([make_run("a", 4.0), run, make_run("c", 2.0)]),
         "audit": render_audit(make_audit(tmp_path_factory.mktemp("audit"), EVIL)),
     }
     assert tuple(pages) == PAGES

@@ -48,6 +48,16 @@ def test_no_character_is_lost(first: str, second: str) -> None:
     assert joined(found.second) == second
 
 
+def test_a_few_words_in_common_within_a_long_change_are_no_island() -> None:
+    found = differences(
+        "We sell red and round apples in June, July and August to all of our customers.",
+        "We sell some rather old and very dry pears in June, July and August to all of our customers.",
+    )
+    assert marked(found.first) == ["red and round apples "]
+    assert marked(found.second) == ["some rather old and very dry pears "]
+    assert marked(differences("one two x three four", "one 2 x 3 four").second) == ["2 ", "3 "]
+
+
 def test_chinese_is_compared_by_the_character() -> None:
     assert marked(differences("今天天气很好。", "今天天气不好。").second) == ["不"]
 

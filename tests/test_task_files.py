@@ -26,10 +26,12 @@ def test_names_and_tags(tmp_path: Path) -> None:
         c__yaml="include: _template\ntask: three # a comment\n",
         d__yaml="include: [_template]\ntask: four\ntag: [v]\n",
         e__yaml="group: all\ntask:\n  - one\n  - task: two\n",
+        f__yaml="group: p\ntask: program\nclass: !function task.Program\n",
         _template="tag: w\ndataset_path: x\n",
     )
     found = scan(tmp_path)
-    assert set(found.files) == {"one", "two", "three", "four", "all"}
+    assert set(found.files) == {"one", "two", "three", "four", "all", "program"}
+    assert [t.name for t in leaves("program", [found])] == ["program"]
     assert found.tags == {"t": {"one", "two"}, "u": {"two"}, "v": {"four"}, "w": {"three"}}
 
 

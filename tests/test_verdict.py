@@ -217,7 +217,8 @@ def test_a_lost_capability(tmp_path: Path) -> None:
     assert found["differences"]["lm_eval/preference_pairs/acc"][0] == -0.75
     (task,) = found["tasks"]
     assert (task["sft"], task["policy"], task["n"], task["metric"]) == (0.75, 0.0, 40, "acc")
-    assert task["p"] == pytest.approx(2 * 0.5**30, abs=1e-10) == task["p_holm"] and task["test"] == "exact McNemar"
+    assert task["p"] == pytest.approx(2 * 0.5**30, abs=1e-10) and task["test"] == "exact McNemar"
+    assert task["p_holm"] == pytest.approx(3 * task["p"], abs=1e-9)  # beside the tests of stops and of empties
 
 
 def test_one_empty_answer_is_no_damage(tmp_path: Path) -> None:
@@ -263,6 +264,25 @@ def test_what_is_not_finite_is_never_promoted(tmp_path: Path, file: str, field: 
     assert strict((tmp_path / "verdict.json").read_text()) == found
     for line in (tmp_path / "comparison.jsonl").read_text().splitlines():
         strict(line)
+
+
+@pytest.mark.parametrize(
+    ("file", "field"),
+    [
+        (f, k)
+        for f, ks in {"pairs": ("chosen_logp", "rejected_logp"), "answers": ("seq_rep_4", "logp")}.items()
+        for k in ks
+    ]
+    + [("lm_eval", "acc"), ("lm_eval", "acc_norm")],
+)
+def test_null_is_not_a_number_either(tmp_path: Path, file: str, field: str) -> None:
+    """A child that writes null for what is not finite."""
+    for broken in ("sft", "policy"):
+        sft, policy = sft_rows(), answered()
+        row = {"sft": sft, "policy": policy}[broken][file][3]
+        (row["metrics"] if file == "lm_eval" else row)[field] = None
+        found = judged(tmp_path, policy, sft)
+        assert found["outcome"] == "reject" and strict((tmp_path / "verdict.json").read_text()) == found
 
 
 def test_nan_in_sft_is_never_promoted_either(tmp_path: Path) -> None:
@@ -415,7 +435,7 @@ def test_a_policy_that_was_not_trained_here(tmp_path: Path) -> None:
 
 def test_pairs_of_one_prompt_are_no_independent_ones(tmp_path: Path) -> None:
     """Four pairs a prompt that all move alike are worth one: 36 of 40 right are 9 of 10, nearly (the clustered
-    variance of n items in groups of m alike is m·(1 − 1/m)·p(1 − p)/n + p(1 − p)/(n − 1), section 2.2 of 2411.00640).
+    variance of n items in groups of m alike is m·(1 − 1/m)·p(1 − p)/n + p(1 − p)/(n − 1), arXiv 2411.00640).
     """
     sft, policy = sft_rows(), sft_rows()
     for i, pair in enumerate(policy["pairs"]):

@@ -10,6 +10,7 @@ from preftune.display import value_text
 from preftune.side_by_side import differences
 
 LONGEST = 4000  # characters of a text that are shown
+SCROLLED = 1200  # characters: from here on a text scrolls in its own box
 OVERHEAD = 900  # bytes that the page spends on one prompt beside its texts
 Row = dict[str, Any]
 
@@ -66,7 +67,7 @@ def mark_differences(first: Row, second: Row) -> str:
     first["parts"], second["parts"] = found.first, found.second
     if found.marked:
         return ""
-    return "Both answers are the same." if found.share == 0 else "Too little in common to mark what differs."
+    return "The two answers are the same." if found.share == 0 else "The two answers have too little in common to mark."
 
 
 def messages(prompt: Iterable[dict[str, str]]) -> list[Row]:
@@ -100,14 +101,15 @@ def judged_words(judgement: Row, names: dict[str, str]) -> Row:
     outcome = {1.0: f"{names[second]} won", 0.0: f"{names[first]} won", 0.5: "tie", None: "no verdict"}
     result = outcome[judgement["outcome"]]
     if judgement["flipped"]:
-        result += ", for the judge changed its mind with the order"
+        result += " (the verdict flips with the order)"
+    orders = judgement["orders"]
+    same = orders[0] == orders[1]  # a reward model's are
     words = []
-    for order, (shown_first, _) in zip(judgement["orders"], ((first, second), (second, first)), strict=True):
+    for order, shown_first in zip(orders[:1] if same else orders, (first, second), strict=False):
         winner = order["winner"]
-        said = names.get(winner, winner) if winner else f"no verdict ({order['error']})"
-        word = {"label": f"{names[shown_first]} shown first: {said}", "text": order["text"] or ""}
-        if not words or word["text"] != words[0]["text"]:  # a reward model says the same in both orders
-            words.append(word)
+        said = names.get(winner, winner) if winner else f"none ({order['error']})"
+        label = "In both orders" if same else f"Shown first: {names[shown_first]}"
+        words.append({"label": f"{label}. Verdict: {said}", "text": order["text"] or ""})
     return {"versus": f"{names[second]} against {names[first]}", "result": result, "words": words}
 
 

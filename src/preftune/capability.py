@@ -9,6 +9,7 @@ chat template, and how its samples become the rows that `verdict.py` joins.
 
 import hashlib
 import json
+import logging
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,7 @@ from preftune.lm_tasks.documents import FOLDER
 from preftune.lm_tasks.preference_pairs import NAME as PAIRS
 from preftune.lm_tasks.preference_pairs import preference_pairs
 
-LOCAL = ("facts", "instructions")
+WAYS = ("rendered", "bare", "chat")
 
 
 def run_tasks(
@@ -52,9 +53,10 @@ def run_tasks(
     rows: list[dict[str, Any]] = []
     summaries: dict[str, Any] = {}
     if settings["tasks"]:
-        tasks, groups = _load(tokenizer, pairs, settings)
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of what is meant
         tell(f"lm-eval: {', '.join(settings['tasks'])}")
-        found = _evaluate(lm, tasks, groups, settings["task_limit"])
+        manager, tasks, groups = _load(tokenizer, pairs, settings)
+        found = _evaluate(lm, manager, tasks, groups, settings["task_limit"])
         for name, members in _reported(tasks, groups, found).items():
             task_rows, summaries[name] = _collect(name, members, found, tasks)
             rows += task_rows
@@ -63,8 +65,13 @@ def run_tasks(
     (folder / "lm_eval.json").write_text(json.dumps(summaries, indent=1))
 
 
-def _load(tokenizer: Any, pairs: Sequence[Pair], settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(tasks by name, groups by name). lm-eval's own folder is only read (15 s) if a task stands nowhere else."""
+def _load(
+    tokenizer: Any, pairs: Sequence[Pair], settings: Mapping[str, Any]
+) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """(a manager of local tasks, tasks by name, groups by name).
+
+    lm-eval's own folder of 14,000 files is only read (15 s) if a task stands nowhere else.
+    """
     from lm_eval.tasks import TaskManager
 
     own = settings["task_folder"]
@@ -87,30 +94,31 @@ def _load(tokenizer: Any, pairs: Sequence[Pair], settings: Mapping[str, Any]) ->
             raise StepError(text, "evaluation.tasks", f"try again, or leave {name} out") from None
         tasks |= loaded["tasks"]
         groups |= loaded.get("groups", {})
-    return tasks, groups
+    return manager, tasks, groups
 
 
-def _evaluate(lm: Any, tasks: Mapping[str, Any], groups: Mapping[str, Any], limit: int | None) -> dict[str, Any]:
-    """lm-eval's results and samples: one call for the tasks that write, one for those that compare likelihoods."""
+def _evaluate(
+    lm: Any, manager: Any, tasks: Mapping[str, Any], groups: Mapping[str, Any], limit: int | None
+) -> dict[str, Any]:
+    """lm-eval's results and samples: a call for each way of asking."""
     import lm_eval
-    from lm_eval.tasks import TaskManager
 
-    nothing = TaskManager(include_defaults=False)  # else each call reads the thousands of files of lm-eval's folder
     merged: dict[str, Any] = {"results": {}, "samples": {}, "higher_is_better": {}}
-    inside = {t.task_name: g for g in groups.values() for t in g.get_all_tasks()}
-    for writes in (False, True):
-        chosen = {n: t for n, t in tasks.items() if (t.OUTPUT_TYPE == "generate_until") == writes}
-        alone = [t for n, t in chosen.items() if n not in inside]
+    inside = {t.task_name for g in groups.values() for t in g.get_all_tasks()}
+    for way in WAYS:
+        alone = [t for n, t in tasks.items() if n not in inside and _way(t) == way]
         # a group goes where its first task goes: lm-eval takes it whole
-        first = [g for g in _roots(groups) if g.get_all_tasks()[0].task_name in chosen]
-        if not alone and not first:
+        whole = [g for g in _roots(groups) if _way(g.get_all_tasks()[0]) == way]
+        if not alone and not whole:
             continue
+        if hasattr(lm, "add_bos_token"):  # HFLM's: None is the tokenizer's own way; a template brings its own start
+            lm.add_bos_token = None if way == "bare" else False
         found = lm_eval.simple_evaluate(
             model=lm,
-            tasks=[*alone, *first],
-            task_manager=nothing,
+            tasks=[*alone, *whole],
+            task_manager=manager,  # else lm-eval reads all of its task files
             limit=limit,
-            apply_chat_template=writes,
+            apply_chat_template=way == "chat",
             log_samples=True,
             bootstrap_iters=0,
             random_seed=0,
@@ -122,6 +130,13 @@ def _evaluate(lm: Any, tasks: Mapping[str, Any], groups: Mapping[str, Any], limi
         for part in merged:
             merged[part] |= found[part]
     return merged
+
+
+def _way(task: Any) -> str:
+    """How a task is asked: in the chat template, as a text that is rendered already, or as bare text."""
+    if task.OUTPUT_TYPE == "generate_until":
+        return "chat"
+    return "rendered" if task.task_name == PAIRS else "bare"
 
 
 def _roots(groups: Mapping[str, Any]) -> list[Any]:

@@ -5,11 +5,10 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from preftune.answer_view import LONGEST, answer_text, mark_differences, messages, shown_text, start_of, within
+from preftune.answer_view import SCROLLED, answer_text, mark_differences, messages, shown_text, start_of, within
 from preftune.display import cell, judgement, triple, value_text
-from preftune.measure_table import MEASURES, measure_of, ordered
+from preftune.measure_table import MEASURES, PRIMARY, measure_of, ordered
 from preftune.pages import render
-from preftune.report import LONG_TEXT, PRIMARY
 from preftune.run_comparison import (
     Compared,
     RunEvidence,
@@ -39,7 +38,7 @@ def _run(run: RunEvidence, label: str) -> Row:
         "run_id": run.run_id,
         "outcome": verdict.get("outcome", ""),
         "reasons": verdict.get("reasons", []),
-        "primary": PRIMARY.get(primary["name"], primary["name"]) if primary else "",
+        "primary": PRIMARY[primary["name"]] if primary else "",
         "value": cell([primary[k] for k in ("value", "low", "high")], "share") if primary else None,
     }
 
@@ -102,7 +101,7 @@ def _articles(rows: Sequence[tuple[Row, ...]], labels: Sequence[str]) -> Iterato
         for label, other in zip(labels[1:], others, strict=True):
             against = first if len(others) == 1 else dict(first)  # marked itself only where one other is shown
             if note := mark_differences(against, other):
-                notes.append(f"Run {label}: {note}" if len(others) > 1 else note)
+                notes.append(f"Runs 1 and {label}: {note}" if len(others) > 1 else note)
         chosen = shown_text("Chosen in the dataset", "chosen", answers[0]["chosen"])
         turn = {"prompt": messages(answers[0]["prompt"]), "texts": [first, *others, chosen], "note": " ".join(notes)}
         stopped = [f"run {label}" for label, row in zip(labels, answers, strict=True) if not row["stopped"]]
@@ -145,7 +144,6 @@ def render_compare(runs: list[RunEvidence]) -> str:
         articles=articles,
         prompts=len(answers),
         open=OPEN,
-        long=LONG_TEXT,
-        longest=LONGEST,
+        long=SCROLLED,
         seed=SEED,
     )

@@ -1,6 +1,7 @@
 """What a verdict is computed from: the files of both evaluations and of the judge, joined item by item."""
 
 import json
+import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,8 @@ from preftune.errors import StepError
 
 Row = dict[str, Any]
 Both = tuple[Row, Row]  # (SFT's, policy's)
+_OF_PAIRS = ("chosen_logp", "rejected_logp")
+_OF_ANSWERS = ("seq_rep_4", "logp", "sft_logp")
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,7 @@ class Task:
 
     Args:
         name: lm-eval's.
-        main: The metric that the gate looks at.
+        main: The metric that the gate looks at; None if it has none.
         higher: By metric: whether more is better.
         binary: By metric: whether a document's value is 0 or 1.
         totals: By model and metric: the value as lm-eval aggregates it.
@@ -27,7 +30,7 @@ class Task:
     """
 
     name: str
-    main: str
+    main: str | None
     higher: dict[str, bool]
     binary: dict[str, bool]
     totals: tuple[dict[str, float], dict[str, float]]
@@ -85,12 +88,24 @@ def joined(sft: list[Row], policy: list[Row], what: str, key: Callable[[Row], Ha
     return [(row, found[key(row)]) for row in sft]
 
 
+def _numbers(rows: list[Row], fields: tuple[str, ...]) -> list[Row]:
+    """The rows with NaN where a number is null: what could not be written was not finite."""
+    return [row | {name: math.nan for name in fields if row[name] is None} for row in rows]
+
+
+def _metrics(found: dict[str, float | None]) -> dict[str, float]:
+    return {name: math.nan if value is None else value for name, value in found.items()}
+
+
 def _tasks(sft: Path, policy: Path) -> dict[str, Task]:
     about = [
         json.loads((path / "lm_eval.json").read_text()) if (path / "lm_eval.json").exists() else {}
         for path in (sft, policy)
     ]
-    rows = [read_json_lines(path / "lm_eval.jsonl") for path in (sft, policy)]
+    rows = [
+        [row | {"metrics": _metrics(row["metrics"])} for row in read_json_lines(path / "lm_eval.jsonl")]
+        for path in (sft, policy)
+    ]
     if about[0].keys() != about[1].keys():
         joined([{"task": t} for t in about[0]], [{"task": t} for t in about[1]], "lm-eval", lambda r: r["task"])
     tasks = {}
@@ -108,7 +123,7 @@ def _tasks(sft: Path, policy: Path) -> dict[str, Task]:
                 "the task's file, its few-shot examples or the chat template changed in between: run both again",
             )
         config = about[0][name]
-        totals = about[0][name]["metrics"], about[1][name]["metrics"]
+        totals = _metrics(about[0][name]["metrics"]), _metrics(about[1][name]["metrics"])
         tasks[name] = Task(name, config["main"], config["higher_is_better"], config["binary"], totals, both)
     return tasks
 
@@ -125,16 +140,16 @@ def read_inputs(sft: Path, policy: Path, judge: Path | None) -> Inputs:
         StepError: The models saw other items.
     """
 
-    def both(name: str, what: str, key: Callable[[Row], Hashable]) -> list[Both]:
-        files = [read_json_lines(path / name) for path in (sft, policy)]
+    def both(name: str, what: str, key: Callable[[Row], Hashable], numbers: tuple[str, ...] = ()) -> list[Both]:
+        files = [_numbers(read_json_lines(path / name), numbers) for path in (sft, policy)]
         return joined(*files, what=what, key=key)
 
     suites: dict[str, list[Both]] = {}
     for s, p in both("suite_answers.jsonl", "suites", lambda r: (r["suite"], r["id"])):
         suites.setdefault(s["suite"], []).append((s, p))
     found = Inputs(
-        pairs=both("pairs.jsonl", "pairs", lambda r: r["row_id"]),
-        answers=both("answers.jsonl", "answers", lambda r: r["row_id"]),
+        pairs=both("pairs.jsonl", "pairs", lambda r: r["row_id"], _OF_PAIRS),
+        answers=both("answers.jsonl", "answers", lambda r: r["row_id"], _OF_ANSWERS),
         tasks=_tasks(sft, policy),
         suites=suites,
     )

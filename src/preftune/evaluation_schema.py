@@ -39,6 +39,16 @@ class OpenAIJudge(Section):
         return value
 
     @model_validator(mode="after")
+    def _own_key(self) -> "OpenAIJudge":
+        host = urlsplit(self.base_url).hostname if self.base_url else "api.openai.com"
+        local = host in ("localhost", "127.0.0.1", "::1", "api.openai.com")
+        if not local and "api_key_env" not in self.model_fields_set:
+            raise ValueError(
+                f"OPENAI_API_KEY would be sent to {host}: name the variable of that host's key with api_key_env"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _priced(self) -> "OpenAIJudge":
         if self.max_cost is not None and (self.prompt_price is None or self.completion_price is None):
             raise ValueError("max_cost needs prompt_price and completion_price, per million tokens")

@@ -36,9 +36,9 @@ class Damage:
         low: The paired one-sided 95 % lower bound of it.
         bar: What it may not exceed.
         kind: What was damaged.
-        p: Of an exact test that there is a loss at all, adjusted for as many as are made; None: the bound decides
-            alone. With few items a bootstrap bound of a 0/1 measure is too sure of itself, and of many tasks one
-            exceeds its bar by chance; so both must agree.
+        p: Of a test that anything changed at all, adjusted for as many as are made; None: the bound decides alone.
+            With few items a bootstrap bound of a 0/1 measure is too sure of itself, and of many tasks one exceeds its
+            bar by chance; so both must agree.
     """
 
     name: str

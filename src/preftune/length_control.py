@@ -143,8 +143,8 @@ def _balanced(delta: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.ndarra
 
 
 def _interval(estimate: float, resampled: np.ndarray, n: int) -> Triple:
-    """Percentile interval, widened to Student's t for small n (Hesterberg 2015, section 3.3). A resample that leaves
-    the value open counts as 0 for the lower end and as 1 for the upper one."""
+    """Percentile interval, widened to Student's t for small n (Hesterberg 2015: expanded percentile interval). A
+    resample that leaves the value open counts as 0 for the lower end and as 1 for the upper one."""
     freedom = max(1, n - 2)  # θ and φ
     tail = float(special.ndtr(-np.sqrt(n / freedom) * special.stdtrit(freedom, 0.5 + CONFIDENCE / 2)))
     low, high = np.nan_to_num(resampled, nan=0.0), np.nan_to_num(resampled, nan=1.0)

@@ -38,10 +38,11 @@ MEASURES: dict[str, dict[str, Measure]] = {
         "empty_rate": Measure("Empty answers", "share", "lower"),
         "seq_rep_4": Measure("Repetition", "share", "lower", "share of repeated 4-grams"),
         "nll_under_sft": Measure("NLL of the answers under SFT", "nats", "lower", "per token"),
-        "kl_per_token": Measure("KL from SFT", "nats", "lower", "per token; SFT is 0 by definition"),
+        "kl_per_token": Measure("KL from SFT", "nats", "", "per token, how far it moved; SFT is 0 by definition"),
     },
     CAPABILITY: {},
 }
+PRIMARY = {"reward_accuracy": "reward accuracy", "lc_win_rate": "length-controlled win rate"}  # what can decide
 LM_EVAL = {"acc": "accuracy", "acc_norm": "accuracy, length-normalised"}
 # What the SFT model has by definition: the policy's own interval tells how it differs from that.
 BY_DEFINITION = {"win_rate": 0.5, "lc_win_rate": 0.5, "reward_accuracy": 0.5, "reward_margin": 0.0, "kl_per_token": 0.0}
@@ -81,7 +82,7 @@ def measure_rows(verdict: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     Args:
         verdict: verdict.json.
     """
-    both, decides = verdict["metrics"], verdict["primary"]["name"]
+    both = verdict["metrics"]
     names = [n for who in ("sft", "policy") for n in both[who] if not n.endswith(("_lo", "_hi"))]
     groups: dict[str, list[dict[str, Any]]] = {group: [] for group in MEASURES}
     for name in ordered(names):
@@ -92,7 +93,6 @@ def measure_rows(verdict: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
             against = [value - BY_DEFINITION[name] for value in found]
         row = measure._asdict() | {
             "name": name,
-            "decides": name == decides,
             "sft": cell(triple(both["sft"], name), measure.unit),
             "policy": cell(triple(both["policy"], name), measure.unit),
             "difference": cell(difference, measure.unit, signed=True) if difference else None,

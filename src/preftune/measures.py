@@ -180,7 +180,7 @@ def answer_damages(answers: list[Both], gate: Gate) -> list[Damage]:
     found: list[Damage] = []
 
     def binary(name: str, kind: Any, losses: list[float], bar: float) -> None:
-        p = mcnemar(losses.count(1), losses.count(-1), "greater")
+        p = mcnemar(losses.count(1), losses.count(-1))
         found.append(Damage(name, sum(losses) / len(losses), lower_bound(losses), bar, kind, p))
 
     def continuous(name: str, kind: Any, losses: list[float], bar: float) -> None:

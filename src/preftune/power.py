@@ -76,7 +76,7 @@ def accuracy_power(true: float, n: float, bar: float = 0.5) -> float:
 def accuracy_needed(value: float, bar: float = 0.5) -> int | None:
     """How many pairs would show a true share of this value, above the bar or below it, 8 times in 10.
 
-    From the normal approximation of both shares (Fleiss, Statistical Methods for Rates and Proportions, 2.4):
+    From the normal approximation of both shares:
     n = (z₀.₉₇₅·√(bar(1 − bar)) + z₀.₈·√(v(1 − v)))² / (v − bar)².
 
     Returns:

@@ -6,10 +6,10 @@ from typing import Any
 import yaml
 
 from preftune import answer_plots, plots, training_plots
-from preftune.answer_view import LONGEST
+from preftune.answer_view import SCROLLED
 from preftune.data.pairs import REASONS
 from preftune.display import cell, interval_text, is_number, number, triple, value_text
-from preftune.measure_table import measure_rows
+from preftune.measure_table import PRIMARY, measure_rows
 from preftune.pages import render
 from preftune.report_answers import held_out_answers, low_margin_pairs, suite_sections
 from preftune.report_input import ReportInput
@@ -25,16 +25,10 @@ from preftune.report_tables import (
 
 __all__ = ["ReportInput", "measure_rows", "render_report", "report_charts", "training_sentence"]
 
-LONG_TEXT = 1200  # characters: from here on a text scrolls in its own box
 OUTCOMES = {
     "promote": "{Called} moved towards the better answers and shows no damage: it can replace the SFT model.",
     "reject": "{Called} must not replace the SFT model: keep the SFT model.",
     "inconclusive": "These measurements do not decide: keep the SFT model until more is measured.",
-}
-PRIMARY = {
-    "reward_accuracy": "reward accuracy",
-    "win_rate": "win rate",
-    "lc_win_rate": "length-controlled win rate",
 }
 KEY_MEASURES = (
     *("lc_win_rate", "mt_bench/score", "reward_accuracy", "ranking_accuracy", "stop_rate", "seq_rep_4"),
@@ -91,8 +85,8 @@ def _length(data: ReportInput) -> str:
     """How much longer the policy's answers are, in a sentence."""
     found = (data.verdict["win_rates"].get("held_out") or {}).get("length_ratio")
     if not found:
-        tokens = [sum(row["tokens"] for row in rows) for rows in zip(*data.answers, strict=True)] or [0, 0]
-        found = [tokens[1] / tokens[0] if tokens[0] else None, None, None]
+        sft, policy = (sum(len(both[who]["text"]) for both in data.answers) for who in (0, 1))
+        found = [policy / sft if sft else None, None, None]
     ratio, low, high = found
     if not is_number(ratio):
         return ""
@@ -178,7 +172,7 @@ def render_report(data: ReportInput) -> str:
         summary=summary(data),
         training=training_sentence(data.training),
         gauge=gauge(verdict["primary"]),
-        primary=PRIMARY.get(verdict["primary"]["name"], verdict["primary"]["name"]),
+        primary=PRIMARY[verdict["primary"]["name"]],
         groups=groups,
         tiles=[rows[name] for name in KEY_MEASURES if name in rows],
         win_rates=win_rate_rows(verdict["win_rates"], data.column),
@@ -196,8 +190,7 @@ def render_report(data: ReportInput) -> str:
         answers=held_out_answers(data),
         low_margins=low_margin_pairs(data),
         suites=suite_sections(data),
-        long=LONG_TEXT,
-        longest=LONGEST,
+        long=SCROLLED,
         sources=[_source(s) for s in data.sources],
         recipe=yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100),
     )

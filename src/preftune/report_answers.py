@@ -137,18 +137,17 @@ def low_margin_pairs(data: ReportInput) -> list[Row]:
         data: What the report tells.
     """
     pairs = {(p.source, p.row_id): p for p in data.pairs}
-    below = [c for c in data.comparison if is_number(c["margin"]) and c["margin"] < 0]
+    rows = [(c["margin"], pairs.get((c["source"], c["row_id"]))) for c in data.comparison if is_number(c["margin"])]
+    below = sorted(((m, p) for m, p in rows if m < 0 and p is not None), key=lambda both: both[0])
     found = []
-    for row in sorted(below, key=lambda c: c["margin"])[:LOW_MARGINS]:
-        if (pair := pairs.get((row["source"], row["row_id"]))) is None:
-            continue
+    for margin, pair in below[:LOW_MARGINS]:
         texts = [
             shown_text("Chosen", "chosen", joined(pair.chosen)),
             shown_text("Rejected", "rejected", joined(pair.rejected)),
         ]
         note = mark_differences(*texts)
         turn = {"prompt": messages(pair.prompt), "texts": texts, "note": note, "judged": [], "graded": []}
-        why = f"margin {number(row['margin'])}"
+        why = f"margin {number(margin)}"
         found.append({"id": pair.row_id, "why": why, "start": start_of(pair.prompt), "cut": "", "turns": [turn]})
     return found
 
@@ -160,7 +159,7 @@ def _suite_article(data: ReportInput, both: tuple[Row, Row], judged: list[Row], 
     turns, results = [], []
     for n, (before, after) in enumerate(zip(sft["turns"], policy["turns"], strict=True), 1):
         given = [g for g in grades if g["turn"] == n]
-        said = {g["who"]: f"grade {number(g['score'])}" if is_number(g["score"]) else "no grade" for g in given}
+        said = {g["who"]: f"grade {g['score']:g}" if is_number(g["score"]) else "no grade" for g in given}
         texts = _both(data, before, after, said)
         note = mark_differences(*texts)
         references = sft["reference"] or []

@@ -16,16 +16,23 @@ MOST_GROUPS = 40  # sources or topics in a table
 KINDS = {"openai": "a language model behind an endpoint", "reward_model": "a reward model"}
 
 
+def p_text(value: Any) -> str:
+    """A p-value; empty where there was no test."""
+    if not is_number(value):
+        return ""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
 def damage_row(found: dict[str, Any]) -> dict[str, str]:
-    """A row of the damage table: a loss, its lower bound and its bar.
+    """A row of the damage table: a loss, its lower bound, its bar, and whether it counts.
 
     Args:
         found: One of the verdict's `damages`.
     """
     measured = is_number(found["low"]) and is_number(found["mean"])
-    within = ("no" if found["applies"] else "yes") if measured else "not measured"
+    damage = ("yes" if found["applies"] else "no") if measured else "not measured"
     numbers = {k: value_text(found[k], "number", signed=k != "bar") for k in ("mean", "low", "bar")}
-    return {"name": found["name"], "within": within, **numbers}
+    return {"name": found["name"], "damage": damage, "p": p_text(found["p"]), **numbers}
 
 
 def win_rate_row(suite: str, who: str, found: dict[str, Any]) -> dict[str, Any]:
@@ -126,12 +133,6 @@ def mt_bench_rows(found: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _p(value: Any) -> str:
-    if not is_number(value):
-        return ""
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
 def task_rows(tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The table of capability tasks.
 
@@ -152,8 +153,8 @@ def task_rows(tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "difference": cell(t["difference"], unit, signed=True),
                 "judgement": judgement(t["difference"], "higher" if t["higher_is_better"] else "lower"),
                 "test": t["test"] or "",
-                "p": _p(t["p"]),
-                "p_holm": _p(t["p_holm"]),
+                "p": p_text(t["p"]),
+                "p_holm": p_text(t["p_holm"]),
             }
         )
     return rows

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,38 +58,6 @@ class Compared:
     differences: list[tuple[float, float, float]]
 
 
-def _finite(*values: Any) -> bool:
-    return all(isinstance(v, int | float) and math.isfinite(v) for v in values)
-
-
-def _above(a: Any, b: Any) -> float:
-    """1 if a > b, ½ if equal, 0 if below, NaN if either is missing."""
-    if not _finite(a, b):
-        return math.nan
-    return 1.0 if a > b else 0.5 if a == b else 0.0
-
-
-def _per(total: Any, n: int) -> float:
-    return total / max(n, 1) if _finite(total) else math.nan
-
-
-PAIR_MEASURES: dict[str, Callable[[Row], float]] = {
-    "ranking_accuracy": lambda p: _above(p["chosen_logp"], p["rejected_logp"]),
-    "ranking_accuracy_per_token": lambda p: _above(
-        _per(p["chosen_logp"], p["chosen_tokens"]), _per(p["rejected_logp"], p["rejected_tokens"])
-    ),
-    "chosen_logp_per_token": lambda p: _per(p["chosen_logp"], p["chosen_tokens"]),
-    "rejected_logp_per_token": lambda p: _per(p["rejected_logp"], p["rejected_tokens"]),
-}
-ANSWER_MEASURES: dict[str, Callable[[Row], float]] = {
-    "response_tokens": lambda a: a["tokens"],
-    "stop_rate": lambda a: float(a["stopped"]),
-    "empty_rate": lambda a: float(not a["text"].strip()),
-    "seq_rep_4": lambda a: a["seq_rep_4"],
-    "nll_under_sft": lambda a: -_per(a["sft_logp"], a["logp_tokens"]),
-}
-
-
 def _by_pair(rows: Iterable[Row]) -> dict[Hashable, Row]:
     def text(row: Row) -> Hashable:
         return row.get("digest") or (row["group_id"], row["chosen_tokens"], row["rejected_tokens"])
@@ -132,20 +100,30 @@ def answers_in_common(runs: Sequence[RunEvidence]) -> list[tuple[Row, ...]]:
     return _in_common([_by_prompt(run.answers) for run in runs])
 
 
-def _measure(name: str, values: list[list[float]]) -> Compared:
-    from preftune.statistics import mean_interval
+def _measured(row: Row) -> Row:
+    """A row in which a log-likelihood that was not finite, null in the file, is NaN."""
+    return {k: math.nan if v is None and k.endswith("logp") else v for k, v in row.items()}
+
+
+def _compared(name: str, values: Sequence[Sequence[float]], groups: Sequence[Hashable] | None = None) -> Compared:
+    """One measure from each run's values, item by item."""
+    from preftune.measures import mean
 
     first, *others = values
-    differences = []
-    for other in others:
-        each = [b - a for a, b in zip(first, other, strict=True)]
-        differences.append((sum(each) / len(each), *mean_interval(each)))
+    differences = [mean([b - a for a, b in zip(first, other, strict=True)], groups) for other in others]
     return Compared(name, len(first), [sum(v) / len(v) for v in values], differences)
 
 
-def _all(measures: dict[str, Callable[[Row], float]], rows: list[tuple[Row, ...]]) -> list[Compared]:
-    columns = list(zip(*rows, strict=True))
-    return [_measure(name, [[f(row) for row in rows] for rows in columns]) for name, f in measures.items() if columns]
+def _tasks(runs: Sequence[RunEvidence]) -> list[Compared]:
+    documents = _in_common([{(r["task"], r["id"], r["digest"]): r for r in run.lm_eval} for run in runs])
+    found = []
+    for task, metric in sorted({(rows[0]["task"], metric) for rows in documents for metric in rows[0]["metrics"]}):
+        of_task = [rows for rows in documents if rows[0]["task"] == task and all(metric in r["metrics"] for r in rows)]
+        if of_task:
+            groups = [rows[0]["id"] if rows[0]["cluster"] is None else rows[0]["cluster"] for rows in of_task]
+            values = [[row["metrics"][metric] for row in rows] for rows in zip(*of_task, strict=True)]
+            found.append(_compared(f"lm_eval/{task}/{metric}", values, groups))
+    return found
 
 
 def compare_runs(runs: Sequence[RunEvidence]) -> list[Compared]:
@@ -155,26 +133,31 @@ def compare_runs(runs: Sequence[RunEvidence]) -> list[Compared]:
         runs: At least two; the first is the reference.
 
     Returns:
-        Values and differences with 95 % bootstrap intervals (`statistics.mean_interval`); NaN where a run has a
-        value that is not finite.
+        The measures of `measures.item_values`, the reward accuracy, and those of lm-eval's tasks. Differences
+        have 95 % intervals (`measures.mean`: bootstrap, or Student's t over groups where items share one); NaN
+        where a run has a value that is not finite.
 
     Raises:
         UserError: As `pairs_in_common`.
     """
-    pairs = pairs_in_common(runs)
-    found = _all(PAIR_MEASURES, pairs)
+    from preftune.measures import above, item_values
+
+    pairs, answers = pairs_in_common(runs), answers_in_common(runs)
+    groups = [rows[0]["group_id"] for rows in pairs]
+    found = []
     if all(run.comparison for run in runs):
         margins = [{(row["source"], row["row_id"]): row["margin"] for row in run.comparison} for run in runs]
-        columns = zip(margins, zip(*pairs, strict=True), strict=True)
-        moved = [[_above(m.get((row["source"], row["row_id"])), 0.0) for row in rows] for m, rows in columns]
-        found.insert(0, _measure("reward_accuracy", moved))
-    found += _all(ANSWER_MEASURES, answers_in_common(runs))
-    documents = _in_common([{(r["task"], r["id"], r["digest"]): r for r in run.lm_eval} for run in runs])
-    kinds = {(rows[0]["task"], metric) for rows in documents for metric in rows[0]["metrics"]}
-    for task, metric in sorted(kinds):
-        of_task = [rows for rows in documents if rows[0]["task"] == task and all(metric in r["metrics"] for r in rows)]
-        found += _all({f"lm_eval/{task}/{metric}": lambda r, m=metric: float(r["metrics"][m])}, of_task)
-    return found
+        moved = []
+        for known, rows in zip(margins, zip(*pairs, strict=True), strict=True):
+            each = [known.get((row["source"], row["row_id"])) for row in rows]
+            moved.append([above(math.nan if m is None else m, 0.0) for m in each])
+        found.append(_compared("reward_accuracy", moved, groups))
+    of_pairs = [item_values([_measured(row) for row in rows], []) for rows in zip(*pairs, strict=True)]
+    of_answers = [item_values([], [_measured(row) for row in rows]) for rows in zip(*answers, strict=True)]
+    for measured, shared in ((of_pairs, groups), (of_answers, None)):
+        names = [name for name, values in measured[0].items() if values] if measured else []
+        found += [_compared(name, [values[name] for values in measured], shared) for name in names]
+    return found + _tasks(runs)
 
 
 def flat(settings: Row, before: str = "") -> dict[str, Any]:
@@ -203,8 +186,8 @@ def cautions(runs: Sequence[RunEvidence]) -> list[str]:
     starts = [[run.recipe.get(k) for k in ("model_name_or_path", "model_revision", "chat_template")] for run in runs]
     if any(s != starts[0] for s in starts):
         found.append(
-            "The runs start from different models. Reward accuracy and NLL under SFT are relative to each run's own "
-            "starting model, and log-likelihoods per token depend on its tokenizer."
+            "The runs start from different models. Reward accuracy, NLL under SFT and KL are relative to each run's "
+            "own starting model, and log-likelihoods per token depend on its tokenizer."
         )
     decoding = [[(run.recipe.get("evaluation") or {}).get(k) for k in DECODING] for run in runs]
     if any(d != decoding[0] for d in decoding):

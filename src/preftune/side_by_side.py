@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from difflib import SequenceMatcher
+from itertools import groupby
 from typing import NamedTuple
 
 MOST_DIFFERENT = 0.7  # above this share of different words the marks are noise
@@ -11,6 +12,7 @@ _SINGLE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _ASCII_MARKS = "!-/:-@\\[-`{-~"
 _TOKEN = re.compile(rf"(?:[{_SINGLE}]|[^\s{_ASCII_MARKS}{_SINGLE}]+|[{_ASCII_MARKS}])\s*|\s+")
 Part = tuple[bool, str]
+Span = tuple[bool, int, int, int, int]  # equal, first[a:b], second[c:d]
 
 
 class Differences(NamedTuple):
@@ -35,7 +37,22 @@ def _common_start(first: Sequence[str], second: Sequence[str]) -> int:
     )
 
 
-def _opcodes(first: Sequence[str], second: Sequence[str]) -> tuple[list[tuple[bool, int, int, int, int]], float]:
+def _without_islands(spans: list[Span]) -> list[Span]:
+    """Spans in which a few words in common between two longer changes are part of the change, for reading."""
+
+    def length(span: Span) -> int:
+        _, a, b, c, d = span
+        return max(b - a, d - c)
+
+    found = [span for span in spans if length(span)]
+    for i in range(1, len(found) - 1):
+        before, here, after = found[i - 1 : i + 2]
+        if here[0] and not before[0] and not after[0] and length(here) < min(length(before), length(after)):
+            found[i] = (False, *here[1:])
+    return found
+
+
+def _opcodes(first: Sequence[str], second: Sequence[str]) -> tuple[list[Span], float]:
     """(spans (equal, a, b, c, d): first[a:b] against second[c:d], share of the words that the other one lacks)."""
     start = _common_start(first, second)
     end = _common_start(first[start:][::-1], second[start:][::-1])
@@ -45,13 +62,17 @@ def _opcodes(first: Sequence[str], second: Sequence[str]) -> tuple[list[tuple[bo
     found = SequenceMatcher(None, *middle).get_opcodes()
     spans = [(tag == "equal", a + start, b + start, c + start, d + start) for tag, a, b, c, d in found]
     tail = (True, len(first) - end, len(first), len(second) - end, len(second))
-    spans = [(True, 0, start, 0, start), *spans, tail]
+    spans = _without_islands([(True, 0, start, 0, start), *spans, tail])
     common = sum(b - a for equal, a, b, _, _ in spans if equal)
     return spans, 1 - 2 * common / max(len(first) + len(second), 1)
 
 
 def _parts(tokens: Sequence[str], spans: Sequence[tuple[bool, int, int]]) -> list[Part]:
-    return [(only_here, "".join(tokens[a:b])) for only_here, a, b in spans if a < b]
+    """Neighbours of one kind are one part."""
+    return [
+        (only_here, "".join("".join(tokens[a:b]) for _, a, b in found))
+        for only_here, found in groupby((span for span in spans if span[1] < span[2]), lambda span: span[0])
+    ]
 
 
 def differences(first: str, second: str) -> Differences:

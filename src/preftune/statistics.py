@@ -5,7 +5,6 @@ All intervals are two-sided; at a confidence of 0.90 each end is a one-sided 95 
 
 import functools
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Literal
 
 import numpy as np
 from scipy import special
@@ -151,7 +150,7 @@ def _student(mean: float, error: float, freedom: int, confidence: float) -> Inte
 
 
 def clustered_error(values: Sequence[float], clusters: Sequence[Hashable]) -> tuple[float, int]:
-    """Standard error of a mean whose items come in groups (arXiv 2411.00640, section 2.2).
+    """Standard error of a mean whose items come in groups (arXiv 2411.00640).
 
     SE² = Σᵢ(xᵢ − x̄)²/(n(n − 1)) + Σ_c Σ_{i≠j in c}(xᵢ − x̄)(xⱼ − x̄)/n²
 
@@ -199,21 +198,17 @@ def design_effect(values: Sequence[float], clusters: Sequence[Hashable]) -> floa
     return max(1.0, error**2 / alone) if alone > 0 and groups > 1 else 1.0
 
 
-def mcnemar(worse: int, better: int, alternative: Literal["two-sided", "greater"] = "two-sided") -> float:
-    """Exact McNemar: the p-value of a paired 0/1 measure that changed on `worse` + `better` items.
+def mcnemar(worse: int, better: int) -> float:
+    """Exact McNemar, two-sided: the p-value of a paired 0/1 measure that changed on `worse` + `better` items.
 
     Args:
         worse: Items on which only the first model was right.
         better: Items on which only the second was.
-        alternative: `greater`: that the second model is worse.
 
     Returns:
-        As `scipy.stats.binomtest(worse, worse + better, alternative=alternative).pvalue`; 1 if nothing changed.
+        As `scipy.stats.binomtest(worse, worse + better).pvalue`; 1 if nothing changed.
     """
-    changed = worse + better
-    few = better if alternative == "greater" else min(worse, better)
-    tail = float(special.bdtr(few, changed, 0.5))  # P(at most that many of `changed` at probability ½)
-    return tail if alternative == "greater" else min(1.0, 2 * tail)
+    return min(1.0, 2 * float(special.bdtr(min(worse, better), worse + better, 0.5)))
 
 
 def paired_t(differences: Sequence[float], clusters: Sequence[Hashable]) -> float:

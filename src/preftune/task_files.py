@@ -15,7 +15,7 @@ import yaml
 
 from preftune.errors import UserError
 
-_NAME = re.compile(r"^[\"']?(task|group)[\"']?[ \t]*:[ \t]*[\"']?([^\s\"'#\[\]{}]+)", re.MULTILINE)
+_NAME = re.compile(r"^[\"']?(task|group|class)[\"']?[ \t]*:[ \t]*[\"']?([^\s\"'#\[\]{}]+)", re.MULTILINE)
 _TAG = re.compile(r"^[\"']?tag[\"']?[ \t]*:(.*(?:\n[ \t]*-.*)*)", re.MULTILINE)
 _INCLUDE = re.compile(r"^[\"']?include[\"']?[ \t]*:(.*(?:\n[ \t]*-.*)*)", re.MULTILINE)
 _WORD = re.compile(r"[^\s\"',\[\]-][^\s\"',\[\]]*")
@@ -67,10 +67,11 @@ def scan(folder: Path) -> TaskFiles:
     for path in sorted(_yaml_files(folder)):
         text = _text(path)
         names = {kind: name for kind, name in _NAME.findall(text)}
-        if (name := names.get("group") or names.get("task")) is None:
+        is_group = "group" in names and "class" not in names  # a task that is a program may name its group
+        if (name := names.get("group" if is_group else "task")) is None:
             continue
         found.files.setdefault(name, Path(path))
-        if "group" not in names:
+        if not is_group:
             for tag in _tags(path, text, tags_of):
                 found.tags.setdefault(tag, set()).add(name)
     return found
@@ -140,7 +141,7 @@ def leaves(name: str, places: list[TaskFiles]) -> list[Task]:
         return [leaf for member in sorted(place.tags[name]) for leaf in leaves(member, places)]
     path = place.files[name]
     config = read_config(path)
-    if "group" not in config:
+    if "group" not in config or "class" in config:
         return [Task(name, config, path)]
     members = config.get("task") or []
     return [leaf for m in (members if isinstance(members, list) else [members]) for leaf in _member(m, path, places)]

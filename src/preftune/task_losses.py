@@ -7,7 +7,7 @@ from preftune.comparison_inputs import Task
 from preftune.gate import Damage
 from preftune.measures import Triple, lower_bound, mean, share
 from preftune.schema import Gate
-from preftune.statistics import holm, mcnemar, paired_t
+from preftune.statistics import mcnemar, paired_t
 
 
 def _values(task: Task, metric: str, who: int) -> list[float]:
@@ -55,68 +55,53 @@ def _difference(task: Task, metric: str) -> list[float]:
     return [b - a for a, b in zip(_values(task, metric, 0), _values(task, metric, 1), strict=True)]
 
 
-def _p_value(task: Task) -> tuple[float, str]:
+def _p_value(task: Task, metric: str, change: list[float]) -> tuple[float, str]:
     """(two-sided p-value that nothing changed, the test's name). Exact McNemar holds for 0/1 values of documents that
     stand alone; elsewhere Student's t on the (clustered) standard error."""
-    change = _difference(task, task.main)
     if not all(map(math.isfinite, change)):
         return math.nan, "none"
-    if _is_binary(task, task.main) and task.clusters is None:
+    if _is_binary(task, metric) and task.clusters is None:
         return mcnemar(change.count(-1), change.count(1)), "exact McNemar"
     clusters = task.clusters or list(range(len(change)))
     return paired_t(change, clusters), "clustered t" if task.clusters else "paired t"
 
 
 def compare_tasks(tasks: dict[str, Task], gate: Gate) -> tuple[list[dict[str, Any]], list[Damage]]:
-    """The table of tasks, and the losses with their bar.
-
-    A loss is damage if its one-sided 95 % lower bound exceeds the bar *and* a test that there is any change is still
-    significant after Holm's adjustment over all tasks: each task is one more chance for a bound to exceed its bar by
-    luck, and the bootstrap's bound alone is too sure of itself on few documents.
+    """The table of tasks, and the losses with their bar and the p-value of each, not adjusted yet.
 
     Args:
         tasks: By name.
         gate: The bars.
 
     Returns:
-        (verdict.json's `tasks`, the damages).
+        (verdict.json's `tasks` without `p_holm`, the damages in the same order).
     """
-    gated = [t for t in tasks.values() if t.main in _paired(t)]
-    tests = [_p_value(t) for t in gated]
-    known = [p for p, _ in tests if math.isfinite(p)]
-    adjusted = iter(holm(known))
     rows, damages = [], []
-    for task, (p, test) in zip(gated, tests, strict=True):
-        p_holm = next(adjusted) if math.isfinite(p) else math.nan
-        better = 1 if task.higher.get(task.main, True) else -1
-        losses = [-better * d for d in _difference(task, task.main)]
-        sft, policy = (_values(task, task.main, who) for who in (0, 1))
+    for task in tasks.values():
+        metric = task.main
+        if metric is None or metric not in _paired(task):
+            continue
+        change = _difference(task, metric)
+        p, test = _p_value(task, metric, change)
+        better = 1 if task.higher.get(metric, True) else -1
+        losses = [-better * d for d in change]
+        sft, policy = (_values(task, metric, who) for who in (0, 1))
         rows.append(
             {
                 "task": task.name,
-                "metric": task.main,
+                "metric": metric,
                 "n": len(task.rows),
                 "sft": sum(sft) / len(sft),
                 "policy": sum(policy) / len(policy),
-                "difference": list(mean(_difference(task, task.main), task.clusters)),
+                "difference": list(mean(change, task.clusters)),
                 "higher_is_better": better > 0,
                 "p": p,
-                "p_holm": p_holm,
                 "test": test,
                 "clusters": len(set(task.clusters)) if task.clusters else None,
             }
         )
-        low = lower_bound(losses, task.clusters)
-        damages.append(
-            Damage(
-                f"lm-eval {task.name}",
-                sum(losses) / len(losses),
-                low,
-                gate.max_capability_loss,
-                "capability",
-                p_holm,
-            )
-        )
+        low, bar = lower_bound(losses, task.clusters), gate.max_capability_loss
+        damages.append(Damage(f"lm-eval {task.name}", sum(losses) / len(losses), low, bar, "capability", p))
     return rows, damages
 
 

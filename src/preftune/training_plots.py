@@ -12,6 +12,7 @@ from preftune.display import number
 from preftune.plots import COLOURS, Chart, add_legend, new_figure, to_svg
 
 Point = tuple[float, float]
+MARKERS = {"chosen": "^", "rejected": "v", "margin": "D"}  # not by colour alone
 
 
 def series(curves: Sequence[dict[str, Any]], name: str) -> list[Point]:
@@ -26,11 +27,16 @@ def series(curves: Sequence[dict[str, Any]], name: str) -> list[Point]:
     return sorted((float(s), float(v)) for s, v in points if math.isfinite(v))
 
 
-def _line(axes: Axes, points: list[Point], colour: str, held_out: bool = False, label: str = "") -> None:
+def _line(
+    axes: Axes, points: list[Point], colour: str, held_out: bool = False, label: str = "", marker: str = ""
+) -> None:
+    """A curve; one without a marker of its own gets dots where the points are few."""
     xs, ys = [x for x, _ in points], [y for _, y in points]
-    marker = "o" if held_out or len(points) == 1 else None
-    style = (0, (4, 2)) if held_out else "-"
-    axes.plot(xs, ys, color=COLOURS[colour], linestyle=style, marker=marker, markersize=4, label=label)
+    style: dict[str, Any] = {"linestyle": (0, (4, 2)) if held_out else "-", "markersize": 5 if marker else 4}
+    style["marker"] = marker or ("o" if held_out or len(points) == 1 else None)
+    if marker and not held_out:
+        style["markevery"] = max(len(points) // 8, 1)
+    axes.plot(xs, ys, color=COLOURS[colour], label=label, **style)
 
 
 def _over_steps(axes: Axes) -> None:
@@ -94,7 +100,7 @@ def rewards_chart(curves: Sequence[dict[str, Any]]) -> Chart | None:
         for found, is_held in ((train, False), (held, True)):
             for label, points in found.items():
                 if points:
-                    _line(axes, points, label, held_out=is_held)
+                    _line(axes, points, label, held_out=is_held, marker=MARKERS[label])
         _over_steps(axes)
-        add_legend(axes, [Line2D([], [], color=COLOURS[c], label=c) for c in names.values()])
+        add_legend(axes, [Line2D([], [], color=COLOURS[c], label=c, marker=MARKERS[c]) for c in names.values()])
         return Chart(to_svg(figure, "rewards", title, caption), title, caption)

@@ -10,7 +10,7 @@ from preftune.task_losses import ungated
 from preftune.win_rates import texts_identical
 
 LONGER = 1.3  # mean length ratio (arXiv 2403.19159)
-FAR = 30.0  # nats of KL in one answer: where over-optimization was seen to begin (arXiv 2406.02900, figure 1)
+FAR = 30.0  # nats of KL in one answer; over-optimization grows with it (arXiv 2406.02900), the number is our own
 FLIPS = 0.2
 BIASED = 0.6  # share of verdicts for the answer shown first
 BY_LENGTH = 0.75  # share of decided comparisons that the longer answer wins

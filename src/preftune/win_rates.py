@@ -170,7 +170,7 @@ def judge_summary(inputs: Inputs, gate: Gate) -> dict[str, Any] | None:
     wanted = len(inputs.answers)
     judged = sum(_outcome(r) is not None for r in rows)
     flips = _flip_rate(rows)
-    errors = 1 - judged / wanted if wanted else math.nan
+    errors = (wanted - judged) / wanted if wanted else math.nan
     about = inputs.judge
     why = None
     if not errors <= gate.max_judge_errors:

@@ -2,8 +2,9 @@
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from preftune.data.overlap import near, near_across, shares_words, similarity
@@ -108,4 +109,21 @@ def overlap_findings(
         rest = staying()
         shared = shares_words([_asked(drawn[i]) for i in rest], evaluation_texts)
         found |= {rest[i]: "contaminated" for i in shared}
+    return found
+
+
+def told_apart(lines: list[Line]) -> list[Line]:
+    """The lines with row ids that occur once: two datasets may each have a `test.jsonl:7`, and what two models do on
+    the held-out side is joined by row id."""
+    often = Counter(line.row_id for line in lines)
+    if len(often) == len(lines):
+        return lines
+    found = []
+    for line in lines:
+        if often[line.row_id] > 1:
+            pair = json.loads(line.text)
+            row_id = f"{line.source}/{line.row_id}"
+            text = json.dumps({**pair, "row_id": row_id}, ensure_ascii=False, separators=(",", ":")) + "\n"
+            line = replace(line, row_id=row_id, text=text)
+        found.append(line)
     return found

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 from preftune.data.check_list import CHECKS
-from preftune.data.doubles import Line, common_prompts, overlap_findings, repeated
+from preftune.data.doubles import Line, common_prompts, overlap_findings, repeated, told_apart
 from preftune.data.pairs import Pair
 from preftune.errors import UserError
 from preftune.schema import Mixture, Validation
@@ -128,7 +128,7 @@ def build_mixture(
         if not lines:
             raise _empty(side, len(drawn), len(test), dropped)
         with (folder / f"{side}.jsonl").open("w") as f:
-            f.writelines(line.text for line in lines)
+            f.writelines(line.text for line in (told_apart(lines) if side == "test" else lines))
     counts = Counter(line.source for line in train)
     by_source = {i: counts[i] for i in ids}
     info = {

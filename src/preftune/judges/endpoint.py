@@ -94,7 +94,7 @@ def _http_client(settings: OpenAIJudge, ledger: Ledger) -> Any:
 
 
 class Endpoint:
-    """Questions to one model. Used as an async context manager, in one event loop.
+    """Questions to one model. Used as an async context manager; what it learnt of the endpoint outlasts one use.
 
     The first question goes alone: what is wrong with key, model or address shows after one request, and so does what
     the endpoint wants in place of a parameter.
@@ -115,13 +115,14 @@ class Endpoint:
         self._settings, self._cache, self._ledger, self._tell = settings, cache, ledger, tell
         self._key, self._url = api_key(settings), base_url(settings)
         self._parameters: dict[str, Any] = {"temperature": 0, "max_tokens": settings.max_tokens}
-        self._slots = asyncio.Semaphore(1)
-        self._locks: dict[str, asyncio.Lock] = {}
-        self._widened = self._answered = False
+        self._answered = False
 
     async def __aenter__(self) -> "Endpoint":
         from openai import AsyncOpenAI, Omit
 
+        self._slots = asyncio.Semaphore(1)
+        self._widened = False
+        self._locks: dict[str, asyncio.Lock] = {}
         own: Any = {} if self._url == OPENAI else {f"OpenAI-{name}": Omit() for name in ("Organization", "Project")}
         self._client = AsyncOpenAI(
             api_key=self._key,

@@ -37,11 +37,15 @@ class LanguageModelJudge:
         settings: The recipe's section.
         cache: What was replied before.
         tell: Called with each line for the user.
+
+    Raises:
+        UserError: If there is no key.
     """
 
     def __init__(self, settings: OpenAIJudge, cache: JudgementCache, tell: Callable[[str], None]) -> None:
-        self._settings, self._cache, self._tell = settings, cache, tell
+        self._tell, self._concurrency = tell, settings.concurrency
         self.ledger = Ledger(settings.max_requests, settings.max_cost, settings.prompt_price, settings.completion_price)
+        self._endpoint = Endpoint(settings, cache, self.ledger, tell)
 
     def compare(self, comparisons: Sequence[Comparison]) -> list[Judgement]:
         """As in `Judge`; identical answers are a tie that nobody is asked about."""
@@ -51,31 +55,31 @@ class LanguageModelJudge:
         """As in `Judge`."""
         return self._all("graded answers", self._grade, questions)
 
-    async def _compare(self, endpoint: Endpoint, comparison: Comparison) -> Judgement:
+    async def _compare(self, comparison: Comparison) -> Judgement:
         if comparison.identical:
             self.ledger.identical += 1
             return IDENTICAL
         orders = (comparison, comparison.swapped())
         (first, error_1, text_1), (second, error_2, text_2) = await asyncio.gather(
-            *(self._value(endpoint, prompts.pairwise(c), replies.verdict, False) for c in orders)
+            *(self._value(prompts.pairwise(c), replies.verdict, False) for c in orders)
         )
         if second == "first" or second == "second":
             second = SWAPPED[second]
         return Judgement((Opinion(first, error_1, text_1), Opinion(second, error_2, text_2)))
 
-    async def _grade(self, endpoint: Endpoint, question: Question) -> Grade:
-        return Grade(*await self._value(endpoint, prompts.single(question), replies.rating, True))
+    async def _grade(self, question: Question) -> Grade:
+        return Grade(*await self._value(prompts.single(question), replies.rating, True))
 
     async def _value(
-        self, endpoint: Endpoint, messages: list[Message], read: Callable[[str], Value | None], rating: bool
+        self, messages: list[Message], read: Callable[[str], Value | None], rating: bool
     ) -> tuple[Value | None, str | None, str]:
         """(what the judge decided, why it did not, its words). Without a decision it is asked once more."""
-        reply = await endpoint.reply(messages)
+        reply = await self._endpoint.reply(messages)
         value = read(reply.text) if reply.whole else None  # one that was cut might have gone on to decide otherwise
         text = reply.text
         if reply.error is None and value is None:
             self.ledger.asked_again += 1
-            reply = await endpoint.reply(prompts.again(messages, reply.text, rating))
+            reply = await self._endpoint.reply(prompts.again(messages, reply.text, rating))
             value = read(reply.text) if reply.whole else None
             text = f"{text}\n[asked once more] {reply.text}"
         error = reply.error or ("malformed" if value is None else None)
@@ -83,24 +87,24 @@ class LanguageModelJudge:
             self.ledger.errors[error] += 1
         return value, error, text
 
-    def _all(
-        self, what: str, one: Callable[[Endpoint, Item], Awaitable[Result]], items: Sequence[Item]
-    ) -> list[Result]:
+    def _all(self, what: str, one: Callable[[Item], Awaitable[Result]], items: Sequence[Item]) -> list[Result]:
         if not items:
             return []
         progress = Progress(what, len(items), self.ledger, self._tell)
 
-        async def counted(endpoint: Endpoint, item: Item) -> Result:
-            result = await one(endpoint, item)
+        async def counted(item: Item, begun: asyncio.Semaphore) -> Result:
+            async with begun:  # what was begun is finished first: a budget that ends leaves few halves behind
+                result = await one(item)
             progress.done += 1
             return result
 
         async def work() -> list[Result]:
-            async with Endpoint(self._settings, self._cache, self.ledger, self._tell) as endpoint:
+            begun = asyncio.Semaphore(self._concurrency)
+            async with self._endpoint:
                 watch = asyncio.create_task(progress.watch())
                 try:
                     async with asyncio.TaskGroup() as group:
-                        tasks = [group.create_task(counted(endpoint, item)) for item in items]
+                        tasks = [group.create_task(counted(item, begun)) for item in items]
                 finally:
                     watch.cancel()
                 return [t.result() for t in tasks]

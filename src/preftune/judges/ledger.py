@@ -55,8 +55,8 @@ class Ledger:
     def admit(self) -> None:
         """Counts a request that is about to be made.
 
-        What is in flight is reckoned as dear as the dearest reply so far. So the cost can pass its budget only by
-        what the first replies, or ones dearer than all before, cost.
+        What is in flight is reckoned as dear as the dearest reply so far. So the cost can pass its budget only by the
+        first reply (the first question goes alone), or by ones dearer than all before.
 
         Raises:
             OverBudget: If the budget does not allow it, or the endpoint was given up; `stopped` then says why.

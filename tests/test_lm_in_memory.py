@@ -133,8 +133,8 @@ def test_what_was_scored_already_costs_nothing(loaded: Any, pairs: list[Pair], t
     tokens = [tokenize_pair(tokenizer, p) for p in pairs]
     sides = [(t.prompt, t.chosen) for t in tokens] + [(t.prompt, t.rejected) for t in tokens]
     limit = sorted(len(p) + len(a) for p, a in sides)[-4]
-    scores = answer_logps(model, sides, max_length=limit, batch_size=4)
-    scored = [(p, a, s) for (p, a), s in zip(sides, scores, strict=True)]
+    scores = answer_logps(model, sides, max_length=limit, batch_size=4, lead=2)
+    scored = [(p, a, s) for (p, a), s in zip(sides, scores, strict=True) if len(p) + len(a) <= limit]
     settings = {"tasks": ("preference_pairs",), "task_folder": None, "task_limit": None, "batch_size": 2}
     found, read = [], []
     for name, known in (("anew", []), ("looked-up", scored)):
@@ -147,6 +147,6 @@ def test_what_was_scored_already_costs_nothing(loaded: Any, pairs: list[Pair], t
         found.append(read_json_lines(folder / "lm_eval.jsonl"))
         read.append(sum(rows))
     assert found[0] == found[1]
-    cut = [(p, a) for p, a in sides if len(p) + len(a) - 2 > limit]  # <|im_end|> and a line's end are no part of it
-    assert read[0] == sum(len(a) - 2 for _, a in sides)
-    assert read[1] == sum(len(a) - 2 for _, a in cut) < read[0]
+    # lm-eval asks for the line's end before the answer as well, and not for <|im_end|> and the line's end after it.
+    assert read[0] == sum(len(a) - 1 for _, a in sides)
+    assert read[1] == sum(len(a) - 1 for p, a in sides if len(p) + len(a) > limit) < read[0]

@@ -102,6 +102,22 @@ def test_each_token_s_part_and_how_far_it_is_greedy(loaded: Any) -> None:
     assert [s.greedy for s in found] == [4, 2, 1, 0]
 
 
+def test_the_prompt_s_last_tokens_are_scored_where_asked_for(loaded: Any, pairs: list[Pair]) -> None:
+    model, tokenizer = loaded
+    tokens = [tokenize_pair(tokenizer, p) for p in pairs[:3]]
+    sequences = [(t.prompt, a) for t in tokens for a in (t.chosen, t.rejected)]
+    plain = answer_logps(model, sequences, max_length=512, batch_size=8)
+    found = answer_logps(model, [*sequences, ([5], [6, 7])], max_length=512, batch_size=8, lead=2)
+    assert found[-1].lead == () and found[-1].tokens == 2  # nothing predicts the first token
+    with torch.inference_mode():
+        for (prompt, _), p, f in zip(sequences, plain, found, strict=False):
+            assert f.each == pytest.approx(p.each, abs=1e-5) and f.greedy == p.greedy
+            for n, (nats, is_likeliest) in zip((2, 1), f.lead, strict=True):
+                head, token = prompt[: len(prompt) - n], prompt[len(prompt) - n]
+                assert nats == pytest.approx(one_by_one(model, head, [token], 512), abs=1e-4)
+                assert is_likeliest == (greedy_prefix(model, head, [token]) == 1)
+
+
 def test_a_big_vocabulary_stands_in_parts(loaded: Any, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch) -> None:
     """With room for the logits of seven tokens, the head is asked for no more at once; the numbers are the same."""
     model, tokenizer = loaded
@@ -116,7 +132,7 @@ def test_a_big_vocabulary_stands_in_parts(loaded: Any, pairs: list[Pair], monkey
     assert shapes == [(1, 7, 400)] * (tokens // 7) + ([(1, tokens % 7, 400)] if tokens % 7 else [])
 
 
-TINY = {
+TINY: dict[str, Any] = {
     "vocab_size": 400,
     "hidden_size": 32,
     "intermediate_size": 64,

@@ -22,6 +22,7 @@ from preftune.errors import UserError
 from preftune.progress import clock
 
 Row = dict[str, Any]
+WHITE_SPACE = 2  # tokens that a chat template may end a prompt with, and that lm-eval counts to the answer
 
 
 def _write(path: Path, rows: list[Row]) -> None:
@@ -93,16 +94,16 @@ def _pair_rows(pairs: list[Pair], scores: list[Any]) -> list[Row]:
             "group_id": p.group_id,
             "source": p.source,
             "topic": p.topic,
-            "chosen_logp": c[0],
-            "rejected_logp": r[0],
-            "chosen_tokens": c[1],
-            "rejected_tokens": r[1],
+            "chosen_logp": c.logp,
+            "rejected_logp": r.logp,
+            "chosen_tokens": c.tokens,
+            "rejected_tokens": r.tokens,
         }
         for p, c, r in zip(pairs, scores[: len(pairs)], scores[len(pairs) :], strict=True)
     ]
 
 
-def _answer_rows(asked: list[Pair], answers: list[Any], texts: list[str], sft: list[Any]) -> list[Row]:
+def _answer_rows(asked: list[Pair], answers: list[Any], texts: list[str], sft: list[float]) -> list[Row]:
     from preftune.scoring import seq_rep
 
     return [
@@ -118,7 +119,7 @@ def _answer_rows(asked: list[Pair], answers: list[Any], texts: list[str], sft: l
             "stopped": a.stopped,
             "seq_rep_4": seq_rep(a.ids),
             "logp": a.logp,
-            "sft_logp": s[0],
+            "sft_logp": s,
             "logp_tokens": len(a.ids),
         }
         for p, a, text, s in zip(asked, answers, texts, sft, strict=True)
@@ -148,23 +149,20 @@ def _suite_rows(questions: list[Row], ask: Any) -> list[Row]:
     return [{**{n: q[n] for n in names}, "turns": t} for q, t in zip(questions, turns, strict=True)]
 
 
-def _run_tasks(
-    model: Any, tokenizer: Any, pairs: list[Pair], tokens: list[Any], scores: list[Any], settings: Row, folder: Path
-) -> None:
+def _run_tasks(model: Any, tokenizer: Any, pairs: list[Pair], scored: list[Any], settings: Row, folder: Path) -> None:
+    """Runs the lm-eval tasks; `scored`: (prompt, answer, score) of what need not be computed again."""
     from preftune.capability import run_tasks
 
     lm = None
     if settings["tasks"]:
         from preftune.lm_in_memory import ModelInMemory
 
-        sides = [(t.prompt, t.chosen) for t in tokens] + [(t.prompt, t.rejected) for t in tokens]
-        scored = [(prompt, answer, score) for (prompt, answer), score in zip(sides, scores, strict=True)]
         lm = ModelInMemory(  # pyright: ignore[reportAbstractUsage] - lm-eval registers HFLM untyped
             model,
             tokenizer,
             batch_size=settings["batch_size"],
             scored=scored,
-            progress=lambda w: progress(f"lm-eval: {w}"),
+            progress=lambda what: progress(f"lm-eval: {what}"),
         )
     run_tasks(lm, tokenizer, pairs, settings, folder, tell)
 
@@ -202,15 +200,17 @@ def evaluate(job: Row) -> None:
         model = load_model(job, tokenizer)
 
     with _part(timing, "pairs", "scoring the held-out pairs"):
+        sides = [(t.prompt, t.chosen) for t in tokens] + [(t.prompt, t.rejected) for t in tokens]
         scores = answer_logps(
             model,
-            [(t.prompt, t.chosen) for t in tokens] + [(t.prompt, t.rejected) for t in tokens],
+            sides,
             max_length=job["max_length"],
             batch_size=batch * 2,
             keep_end=job["truncation"] == "keep_end",
+            lead=WHITE_SPACE,
             progress=progress("scored answers"),
         )
-    if (bad := sum(not math.isfinite(s[0]) for s in scores)) and job.get("policy") is None:
+    if (bad := sum(not math.isfinite(s.logp) for s in scores)) and job.get("policy") is None:
         raise UserError(
             f"the starting model gives {bad} of {len(scores)} held-out answers a likelihood that is not finite",
             job["model_path"],
@@ -239,14 +239,17 @@ def evaluate(job: Row) -> None:
         _write(folder / "suite_answers.jsonl", _suite_rows(questions, ask))
 
     with _part(timing, "tasks", "running lm-eval"):
-        _run_tasks(model, tokenizer, pairs, tokens, scores, settings, folder)
+        uncut = [(p, a, s) for (p, a), s in zip(sides, scores, strict=True) if len(p) + len(a) <= job["max_length"]]
+        _run_tasks(model, tokenizer, pairs, uncut, settings, folder)
 
-    with _part(timing, "sft_logp", "scoring the answers under SFT"), as_sft(job, model) as sft_model:
-        sequences = [(tokenize_prompt(tokenizer, p.prompt), a.ids) for p, a in zip(asked, answers, strict=True)]
-        limit = max(len(prompt) + len(answer) for prompt, answer in sequences)
-        sft = answer_logps(
-            sft_model, sequences, max_length=limit, batch_size=batch * 2, progress=progress("scored under SFT")
-        )
+    sft = [a.logp for a in answers]
+    if job.get("policy"):
+        with _part(timing, "sft_logp", "scoring the answers under SFT"), as_sft(job, model) as sft_model:
+            written = [(tokenize_prompt(tokenizer, p.prompt), a.ids) for p, a in zip(asked, answers, strict=True)]
+            limit = max(len(prompt) + len(answer) for prompt, answer in written)
+            told = progress("scored under SFT")
+            scores = answer_logps(sft_model, written, max_length=limit, batch_size=batch * 2, progress=told)
+        sft = [s.logp for s in scores]
     _write(folder / "answers.jsonl", _answer_rows(asked, answers, texts, sft))
     (folder / "timing.json").write_text(json.dumps(timing))
 

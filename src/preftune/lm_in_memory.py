@@ -29,8 +29,8 @@ class ModelInMemory(HFLM):
         model: A causal language model in eval mode; with or without an adapter.
         tokenizer: The starting model's.
         batch_size: Pairs in one forward pass (`evaluation.batch_size`).
-        scored: (prompt ids, answer ids, score) of what this model has scored; a question about the beginning of such
-            an answer costs nothing.
+        scored: (prompt ids, answer ids, score) of what this model has scored, uncut; a question about the beginning
+            of such an answer costs nothing, if `lead` holds the white space that its prompt ends with.
         progress: From what is done to a function of (done, all).
     """
 
@@ -51,12 +51,17 @@ class ModelInMemory(HFLM):
         self._scored: dict[tuple[int, ...], list[tuple[list[int], Score]]] = {}
         for prompt, answer, score in scored:
             self._scored.setdefault(tuple(prompt), []).append((answer, score))
+        self._longest_lead = max((len(s.lead) for known in self._scored.values() for _, s in known), default=0)
 
     def _known(self, context: list[int], answer: list[int]) -> tuple[float, bool] | None:
-        n = len(answer)
-        for ids, score in self._scored.get(tuple(context), ()):
-            if ids[:n] == answer and score.tokens >= n:  # a longer answer that was cut has fewer scores than ids
-                return sum(score.each[:n]), score.greedy >= n
+        """As `_loglikelihood_tokens`. lm-eval counts the white space at a context's end to the answer."""
+        for space in range(self._longest_lead + 1):
+            rest = answer[space:]
+            for ids, score in self._scored.get(tuple(context + answer[:space]), ()):
+                if ids[: len(rest)] == rest and len(score.lead) >= space:
+                    before = score.lead[len(score.lead) - space :]
+                    total = sum(nats for nats, _ in before) + sum(score.each[: len(rest)])
+                    return total, all(is_it for _, is_it in before) and score.greedy >= len(rest)
         return None
 
     def _loglikelihood_tokens(

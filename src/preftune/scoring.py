@@ -27,12 +27,14 @@ class Score(NamedTuple):
         tokens: Number of answer tokens that remained after the cut.
         each: log π of each of them.
         greedy: How many of the first ones are the model's likeliest tokens.
+        lead: Of the prompt's last tokens, as many as were asked for: (log π, whether it is the likeliest).
     """
 
     logp: float
     tokens: int
     each: tuple[float, ...]
     greedy: int
+    lead: tuple[tuple[float, bool], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ def answer_logps(
     max_length: int,
     batch_size: int,
     keep_end: bool = False,
+    lead: int = 0,
     progress: Progress = no_progress,
 ) -> list[Score]:
     """Summed log-probability of each answer given its prompt. Answers to the same prompt share the reading of it.
@@ -71,6 +74,7 @@ def answer_logps(
         max_length: Prompt + answer are cut to this length.
         batch_size: Sequences in one forward pass; they are padded on the right.
         keep_end: Cut at the start (TRL's `truncation_mode: keep_end`) instead of at the end.
+        lead: How many of the prompt's last tokens are scored too (not the first token of all).
         progress: Called with (sequences done, all sequences).
 
     Returns:
@@ -86,7 +90,7 @@ def answer_logps(
             groups.setdefault(key, _Group(ids[:begin], [])).answers.append((i, ids[begin:]))
     done = len(sequences) - sum(len(g.answers) for g in groups.values())
     for batch in _batches(list(groups.values()), batch_size):
-        for i, score in _scores(model, batch):
+        for i, score in _scores(model, batch, lead):
             result[i] = score
             done += 1
         progress(done, len(sequences))
@@ -105,15 +109,19 @@ def _batches(groups: list[_Group], size: int) -> Iterator[list[_Group]]:
         yield batch
 
 
-def _scores(model: Any, groups: list[_Group]) -> Iterator[tuple[int, Score]]:
+def _scores(model: Any, groups: list[_Group], lead: int) -> Iterator[tuple[int, Score]]:
     """Yields (which sequence, its score) of the answers in one forward pass."""
     device = model.device
     ids = torch.zeros(len(groups), max(g.width for g in groups), dtype=torch.long)
     part = torch.full_like(ids, -1)  # 0: the prompt; 1, 2 …: an answer; -1: padding
     positions = torch.zeros_like(ids)
-    rows, places, targets = [], [], []  # where the model predicts an answer's token, and which it is
+    rows, places, targets = [], [], []  # where the model predicts a token that is asked for, and which it is
     for r, group in enumerate(groups):
         end = len(group.prompt)
+        before = group.prompt[max(end - lead, 1) :] if lead else []
+        rows += [r] * len(before)
+        places += range(end - 1 - len(before), end - 1)
+        targets += before
         ids[r, :end], part[r, :end], positions[r, :end] = torch.tensor(group.prompt), 0, torch.arange(end)
         for n, (_, answer) in enumerate(group.answers, start=1):
             here = slice(end, end := end + len(answer) - 1)
@@ -130,10 +138,14 @@ def _scores(model: Any, groups: list[_Group]) -> Iterator[tuple[int, Score]]:
         inputs["position_ids"] = positions.to(device)
     each, likeliest = _logps_at(model, inputs, rows, places, targets)
     begin = 0
-    for i, answer in (a for g in groups for a in g.answers):
-        here = slice(begin, begin := begin + len(answer))
-        greedy = next((n for n, is_it in enumerate(likeliest[here]) if not is_it), len(answer))
-        yield i, Score(sum(each[here]), len(answer), tuple(each[here]), greedy)
+    for group in groups:
+        end = begin + min(lead, len(group.prompt) - 1)
+        before = tuple(zip(each[begin:end], likeliest[begin:end], strict=True))
+        for i, answer in group.answers:
+            here = slice(end, end := end + len(answer))
+            greedy = next((n for n, is_it in enumerate(likeliest[here]) if not is_it), len(answer))
+            yield i, Score(sum(each[here]), len(answer), tuple(each[here]), greedy, before)
+        begin = end
 
 
 def _logps_at(

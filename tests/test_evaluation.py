@@ -136,7 +136,9 @@ def test_an_adapter_is_held_against_its_base(measure: Measure, tiny_model: Path,
     )
     adapter.save_pretrained(tmp_path / "adapter")
     whole = AutoModelForCausalLM.from_pretrained(tiny_model)
-    PeftModel.from_pretrained(whole, str(tmp_path / "adapter")).merge_and_unload().save_pretrained(str(tmp_path / "whole"))
+    PeftModel.from_pretrained(whole, str(tmp_path / "adapter")).merge_and_unload().save_pretrained(
+        str(tmp_path / "whole")
+    )
     found = [measure(policy=str(tmp_path / name)) for name in ("adapter", "whole")]
     for a, b in zip(*(f["answers"] for f in found), strict=True):
         assert a["text"] == b["text"]

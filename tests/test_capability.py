@@ -172,7 +172,7 @@ def test_preference_pairs_against_our_own_scoring(tiny_model: Path, tmp_path: Pa
         ids = tokenizer(prompt, add_special_tokens=False).input_ids
         texts = [pair.chosen[0]["content"], pair.rejected[0]["content"]]
         answers = [(ids, tokenizer(t, add_special_tokens=False).input_ids) for t in texts]
-        (chosen, _), (rejected, _) = answer_logps(loaded, answers, max_length=512, batch_size=2)
+        (chosen, *_), (rejected, *_) = answer_logps(loaded, answers, max_length=512, batch_size=2)
         expected.append((float(chosen > rejected), float(chosen / len(texts[0]) > rejected / len(texts[1]))))
     assert [(r["metrics"]["acc"], r["metrics"]["acc_norm"]) for r in rows] == expected
     assert len(set(expected)) > 1

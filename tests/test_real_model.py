@@ -90,3 +90,39 @@ def test_a_sharegpt_file_needs_nothing_but_its_path(result: dict[str, Any], proj
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)["plan"]
     assert plan["train_pairs"] + plan["test_pairs"] > 250
+
+
+def test_its_answers_and_their_likelihoods_are_those_of_transformers(result: dict[str, Any], project: Path) -> None:
+    """Rows come and go while `model.generate` answers one prompt after the other; both sides of a pair in one row."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from preftune.data.pairs import to_pair
+    from preftune.generation import Decoding, generate
+    from preftune.scoring import answer_logps
+    from preftune.tokens import tokenize_pair, tokenize_prompt
+
+    folder = project / ".preftune/models/SmolLM2-135M-Instruct"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder).eval()
+    lines = (ROOT / "recipes/starter/pairs/test.jsonl").read_text().splitlines()[:10]
+    pairs = [to_pair(json.loads(line), "starter", "") for line in lines]
+    prompts = [tokenize_prompt(tokenizer, p.prompt) for p in pairs]
+    found = generate(model, prompts, Decoding(40), eos_ids={tokenizer.eos_token_id}, batch_size=1)
+    for prompt, answer in zip(prompts, found, strict=True):
+        given = torch.tensor([prompt])
+        mask = torch.ones_like(given)
+        out = model.generate(given, attention_mask=mask, max_new_tokens=40, do_sample=False, pad_token_id=0)
+        assert answer.ids == out[0, len(prompt) :].tolist()
+    assert {a.stopped for a in found} == {True, False}
+
+    tokens = [tokenize_pair(tokenizer, p) for p in pairs]
+    sequences = [(t.prompt, a) for t in tokens for a in (t.chosen, t.rejected)]
+    sequences += [(p, a.ids) for p, a in zip(prompts, found, strict=True)]
+    scores = answer_logps(model, sequences, max_length=1000, batch_size=4)
+    with torch.inference_mode():
+        for (prompt, answer), score in zip(sequences, scores, strict=True):
+            logits = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+            nats = logits.double().log_softmax(-1).gather(-1, torch.tensor(answer)[:, None]).sum()
+            assert score.logp == pytest.approx(float(nats), abs=1e-3)
+    assert [a.logp for a in found] == pytest.approx([s.logp for s in scores[-len(found) :]], abs=1e-3)

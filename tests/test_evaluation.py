@@ -103,6 +103,10 @@ def test_pairs_and_answers_carry_where_they_come_from(measure: Measure, pairs: l
     expected = [[getattr(p, n) for n in names] for p in pairs]
     assert [[r[n] for n in names] for r in found["pairs"]] == expected
     assert pairs[0].topic == "home, garden and repairs"
+    texts = {
+        json.dumps([p.prompt, p.chosen, p.rejected]): r["digest"] for p, r in zip(pairs, found["pairs"], strict=True)
+    }
+    assert len(set(texts.values())) == len(texts), "one digest for one text"
     # The twin's prompt is asked once; max_prompts ends the list.
     assert [[r[n] for n in names] for r in found["answers"]] == expected[:5]
     assert found["suite_answers"] == []

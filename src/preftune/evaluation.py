@@ -18,6 +18,7 @@ from typing import Any
 
 from preftune.children import child_main, read_json_lines, tell
 from preftune.data.pairs import Message, Pair
+from preftune.digest import json_digest
 from preftune.errors import UserError
 from preftune.progress import clock
 
@@ -94,6 +95,7 @@ def _pair_rows(pairs: list[Pair], scores: list[Any]) -> list[Row]:
             "group_id": p.group_id,
             "source": p.source,
             "topic": p.topic,
+            "digest": json_digest([p.prompt, p.chosen, p.rejected]),  # are the pairs of two runs the same?
             "chosen_logp": c.logp,
             "rejected_logp": r.logp,
             "chosen_tokens": c.tokens,
@@ -176,8 +178,8 @@ def evaluate(job: Row) -> None:
             training.py), `evaluation` (the recipe's section), `max_length`, `truncation`, `threads`.
 
     Writes:
-        pairs.jsonl: row_id, group_id, source, topic, chosen_logp, rejected_logp (nats, summed over the answer's
-            tokens), chosen_tokens, rejected_tokens.
+        pairs.jsonl: row_id, group_id, source, topic, digest (of the texts), chosen_logp, rejected_logp (nats, summed
+            over the answer's tokens), chosen_tokens, rejected_tokens.
         answers.jsonl: row_id, group_id, source, topic, prompt, text, chosen, tokens, stopped, seq_rep_4, logp (under
             the measured model), sft_logp (under SFT), logp_tokens; of each prompt group once.
         suite_answers.jsonl: suite, id, category, turns (prompt, text, tokens, stopped), reference, generator.

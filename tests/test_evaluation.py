@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from preftune.children import read_json_lines
 from preftune.data.pairs import Pair, to_pair
@@ -138,7 +138,7 @@ def test_an_adapter_is_held_against_its_base(measure: Measure, tiny_model: Path,
         AutoModelForCausalLM.from_pretrained(tiny_model),
         LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False),
     )
-    adapter.save_pretrained(tmp_path / "adapter")
+    adapter.save_pretrained(str(tmp_path / "adapter"))
     whole = AutoModelForCausalLM.from_pretrained(tiny_model)
     PeftModel.from_pretrained(whole, str(tmp_path / "adapter")).merge_and_unload().save_pretrained(
         str(tmp_path / "whole")
@@ -148,6 +148,21 @@ def test_an_adapter_is_held_against_its_base(measure: Measure, tiny_model: Path,
         assert a["text"] == b["text"]
         assert (a["logp"], a["sft_logp"]) == pytest.approx((b["logp"], b["sft_logp"]), abs=1e-3)
     assert any(abs(a["logp"] - a["sft_logp"]) > 0.1 for a in found[0]["answers"])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_identical_policy_has_no_divergence(measure: Measure, tiny_model: Path, tmp_path: Path, dtype: str) -> None:
+    """Also in 16 bits, where generation and scoring round differently."""
+    config: Any = AutoConfig.from_pretrained(tiny_model)
+    config.update({"initializer_range": 0.3, "hidden_size": 64, "head_dim": 32, "tie_word_embeddings": False})
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config)
+    shutil.copytree(tiny_model, tmp_path / "start")
+    model.save_pretrained(tmp_path / "start")
+    shutil.copytree(tmp_path / "start", tmp_path / "copy")
+    found = measure(model_path=str(tmp_path / "start"), policy=str(tmp_path / "copy"), dtype=dtype)
+    for row in found["answers"]:
+        assert row["logp"] == pytest.approx(row["sft_logp"], abs=1e-4)
 
 
 def test_a_second_turn_follows_the_models_own_first_answer(measure: Measure, tmp_path: Path) -> None:

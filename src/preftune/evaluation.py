@@ -105,7 +105,9 @@ def _pair_rows(pairs: list[Pair], scores: list[Any]) -> list[Row]:
     ]
 
 
-def _answer_rows(asked: list[Pair], answers: list[Any], texts: list[str], sft: list[float]) -> list[Row]:
+def _answer_rows(
+    asked: list[Pair], answers: list[Any], texts: list[str], own: list[float], sft: list[float]
+) -> list[Row]:
     from preftune.scoring import seq_rep
 
     return [
@@ -120,11 +122,11 @@ def _answer_rows(asked: list[Pair], answers: list[Any], texts: list[str], sft: l
             "tokens": len(a.ids) - a.stopped,
             "stopped": a.stopped,
             "seq_rep_4": seq_rep(a.ids),
-            "logp": a.logp,
+            "logp": o,
             "sft_logp": s,
             "logp_tokens": len(a.ids),
         }
-        for p, a, text, s in zip(asked, answers, texts, sft, strict=True)
+        for p, a, text, o, s in zip(asked, answers, texts, own, sft, strict=True)
     ]
 
 
@@ -244,15 +246,25 @@ def evaluate(job: Row) -> None:
         uncut = [(p, a, s) for (p, a), s in zip(sides, scores, strict=True) if len(p) + len(a) <= job["max_length"]]
         _run_tasks(model, tokenizer, pairs, uncut, settings, folder)
 
-    sft = [a.logp for a in answers]
-    if job.get("policy"):
-        with _part(timing, "sft_logp", "scoring the answers under SFT"), as_sft(job, model) as sft_model:
-            written = [(tokenize_prompt(tokenizer, p.prompt), a.ids) for p, a in zip(asked, answers, strict=True)]
-            limit = max(len(prompt) + len(answer) for prompt, answer in written)
-            told = progress("scored under SFT")
-            scores = answer_logps(sft_model, written, max_length=limit, batch_size=batch * 2, progress=told)
-        sft = [s.logp for s in scores]
-    _write(folder / "answers.jsonl", _answer_rows(asked, answers, texts, sft))
+    written = [(tokenize_prompt(tokenizer, p.prompt), a.ids) for p, a in zip(asked, answers, strict=True)]
+
+    def score(scored: Any, what: str) -> list[float]:
+        limit = max(len(prompt) + len(answer) for prompt, answer in written)
+        told = progress(what)
+        found = answer_logps(scored, written, max_length=limit, batch_size=batch * 2, progress=told)
+        return [s.logp for s in found]
+
+    own = [a.logp for a in answers]
+    with _part(timing, "answer_logps", "scoring the answers"):
+        if model.dtype != torch.float32:
+            # In 16 bits an answer is likelier to who wrote it by the rounding alone: 0.003 nats a token of SmolLM2's.
+            # Both sides of the KL are then scored in the same way.
+            own = score(model, "scored its answers")
+        sft = own
+        if job.get("policy"):
+            with as_sft(job, model) as sft_model:
+                sft = score(sft_model, "scored its answers under SFT")
+    _write(folder / "answers.jsonl", _answer_rows(asked, answers, texts, own, sft))
     (folder / "timing.json").write_text(json.dumps(timing))
 
 

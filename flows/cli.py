@@ -174,14 +174,11 @@ def _tell(result: dict[str, Any], workspace: Workspace, as_json: bool, fail_on_r
     return {"reject": 3, "inconclusive": 4}.get(outcome, 0) if fail_on_reject else 0
 
 
-@app.command(
-    help="Compare recorded runs on what they were all measured on: one HTML page, the first run is the measure."
-)
+@app.command(help="Compare recorded runs, each with the first, on what all were measured on; one HTML page.")
 def compare(run: str, other: str, /, *more: str, as_json: Json = False) -> int:
     """Args: run, other, more: MLflow run ids, or what they start with (preftune runs)."""
-    from preftune.recorded_runs import compare_runs
-
     from flows.output import print_json, show_comparison
+    from preftune.recorded_runs import compare_runs
 
     workspace = find_workspace()
     found = compare_runs(workspace, [run, other, *more])

@@ -191,7 +191,12 @@ def _theirs(ifeval: Any, checker: str, **arguments: Any) -> Callable[[str], bool
 SAME: list[tuple[dict[str, Any], str, dict[str, Any], Callable[[str], bool]]] = [
     ({"name": "number_of_words", "at_least": 5}, "NumberOfWords", {"num_words": 5, "relation": "at least"}, bool),
     ({"name": "number_of_words", "at_most": 9}, "NumberOfWords", {"num_words": 10, "relation": "less than"}, bool),
-    ({"name": "number_of_placeholders", "at_least": 2}, "PlaceholderChecker", {"num_placeholders": 2}, lambda t: "[]" not in t),
+    (
+        {"name": "number_of_placeholders", "at_least": 2},
+        "PlaceholderChecker",
+        {"num_placeholders": 2},
+        lambda t: "[]" not in t,
+    ),
     (
         {"name": "number_of_bullets", "count": 2},
         *("BulletListChecker", {"num_bullets": 2}),

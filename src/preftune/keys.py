@@ -55,6 +55,7 @@ _AUDIT_CODE = (
 )
 _MIXTURE_CODE = (
     *("data/mixture", "data/doubles", "data/pairs", "data/overlap", "data/decontamination", "data/check_list"),
+    *("lm_tasks/documents", "lm_tasks/facts.jsonl", "lm_tasks/instructions.jsonl"),  # never trained on
 )
 _LENGTHS_CODE = ("data/lengths", "data/pair_tokenizer", "data/tokenizer_files")
 _TRAINING_CODE = (

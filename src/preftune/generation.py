@@ -198,10 +198,10 @@ class _Batch:
         return self._read(self.tokens[:, None], positions, self._mask, self._cache).float()
 
     def leave(self, staying: set[int]) -> None:
-        """Drops the other prompts' rows, once they are an eighth: each time copies the keys and values that stay."""
+        """Drops the other prompts' rows, once they are a sixteenth: each time copies the keys and values that stay."""
         if not staying:
             self.rows, self._mask = [], self._mask[:0, :0]
-        elif self._leaves and len(staying) <= len(self.rows) * 7 / 8:
+        elif self._leaves and len(staying) <= len(self.rows) * 15 / 16:
             stay = torch.tensor([r for r, i in enumerate(self.rows) if i in staying], device=self.model.device)
             self._cache.batch_select_indices(stay)
             self.rows = [i for i in self.rows if i in staying]

@@ -78,10 +78,13 @@ def train(model: Path, folder: Path) -> None:
     (folder / "train.json").write_text(json.dumps(told))
 
 
-def evaluation_job(model: Path, folder: Path, policy: Path | None, threads: int) -> Path:
-    """The child's job: the standard preset on the starter's held-out pairs."""
+def evaluation_job(model: Path, folder: Path, policy: Path | None, threads: int, standard: bool) -> Path:
+    """The child's job on the starter's held-out pairs: the standard preset, or the starter's own sizes."""
     from preftune.data.pairs import to_pair
     from preftune.evaluation_schema import Evaluation
+    from preftune.recipe import load_recipe
+
+    settings = Evaluation.model_validate({"preset": "standard"}) if standard else load_recipe(RECIPE).evaluation
 
     folder.mkdir()
     pairs = [to_pair(row, "starter", str(i)) for i, row in enumerate(rows_of("test"))]
@@ -95,7 +98,7 @@ def evaluation_job(model: Path, folder: Path, policy: Path | None, threads: int)
         "policy": str(policy) if policy else None,
         "pairs": str(folder / "test.jsonl"),
         "suites": None,
-        "evaluation": Evaluation.model_validate({"preset": "standard"}).model_dump(),
+        "evaluation": settings.model_dump(),
         "left_out": None,
         "max_length": 256,
         "truncation": "keep_start",
@@ -180,14 +183,15 @@ def measure(model: Path, threads: int, count: int) -> dict[str, Any]:
             "threads": threads,
             "training": {**json.loads((folder / "train.json").read_text()), "with_imports": whole},
         }
-        for who, policy in (("baseline", None), ("policy", folder / "adapter")):
-            job = evaluation_job(model, folder / who, policy, threads)
+        for who in ("baseline, standard", "policy, standard", "baseline, starter", "policy, starter"):
+            policy = folder / "adapter" if who.startswith("policy") else None
+            job = evaluation_job(model, folder / who, policy, threads, who.endswith("standard"))
             seconds = in_a_process(threads, "preftune.evaluation", str(job))
             lines = {p.stem: p.read_text().count("\n") for p in sorted((folder / who).glob("*.jsonl"))}
             timing = json.loads((folder / who / "timing.json").read_text())
-            found[who] = {"cpu_seconds": seconds, "ratio": seconds / found["training"]["cpu_seconds"]}
-            found[who] |= {"lines": lines, "wall_seconds": timing}
-            print(json.dumps({who: found[who]}), file=sys.stderr)
+            row = {"cpu_seconds": seconds, "ratio": seconds / found["training"]["cpu_seconds"]}
+            found.setdefault("evaluations", {})[who] = {**row, "lines": lines, "wall_seconds": timing}
+            print(json.dumps(found), file=sys.stderr)
         if count:
             part = ("--part=side_by_side", f"--model={model}", f"--folder={folder}", f"--subset={count}")
             in_a_process(threads, "benchmarks.evaluation", *part)
@@ -221,8 +225,7 @@ def text_of(found: dict[str, Any]) -> str:
         f"{found['model']}, CPU-seconds, {found['threads']} thread(s)",
         f"  plain TRL: {training['cpu_seconds']:.0f} for {training['steps']} steps on {training['pairs']} pairs",
     ]
-    for who in ("baseline", "policy"):
-        row = found[who]
+    for who, row in found["evaluations"].items():
         lines.append(f"  {who}: {row['cpu_seconds']:.0f}, {row['ratio']:.2f} of the training; {row['lines']}")
     for what, row in found.get("side_by_side", {}).items():
         lines.append(f"  {what}, both ways: {row}")

@@ -20,7 +20,8 @@ from transformers import (
 
 from preftune import scoring
 from preftune.data.pairs import Pair, to_pair
-from preftune.scoring import answer_logps, seq_rep, shares_prompts
+from preftune.prefix import takes_any_order
+from preftune.scoring import answer_logps, seq_rep
 from preftune.tokens import tokenize_pair
 
 ROOT = Path(__file__).parent.parent
@@ -159,7 +160,7 @@ def test_models_of_other_kinds(loaded: Any, pairs: list[Pair]) -> None:
     tokens = [tokenize_pair(loaded[1], p) for p in pairs[:4]]
     sequences = [(t.prompt, t.chosen) for t in tokens] + [(t.prompt, t.rejected) for t in tokens]
     windowed, capped = other_models()
-    assert shares_prompts(loaded[0]) and not shares_prompts(windowed)
+    assert takes_any_order(loaded[0]) and not takes_any_order(windowed)
     with torch.inference_mode():
         for model in (windowed, capped):
             found = answer_logps(model, sequences, max_length=512, batch_size=8)

@@ -14,10 +14,11 @@ from torch.nn.functional import pad
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from preftune.scoring import Progress, bare_model, no_progress
+from preftune.prefix import Prefix, bare_model, read_prefix
+from preftune.scoring import Progress, no_progress
 
 _ROOM = 64  # tokens that a layer's buffer can take before it is moved to a larger one
-_ROWS = 8  # prompts at once, for each pair in one forward pass: one new token needs little memory
+_ROWS = 16  # prompts at once, for each pair in one forward pass: one new token needs little memory
 _CACHE_BYTES = 2**29  # of keys and values, for each pair in one forward pass
 
 
@@ -73,8 +74,8 @@ def generate(
         prompts: Token ids, each ending where the assistant begins to write.
         decoding: How.
         eos_ids: Tokens that end an answer.
-        batch_size: Pairs in one forward pass (`evaluation.batch_size`). Eight times as many prompts are answered at
-            once, fewer if their keys and values need more than half a gibibyte for each.
+        batch_size: Pairs in one forward pass (`evaluation.batch_size`). Sixteen times as many prompts are answered
+            at once, fewer if their keys and values need more than half a gibibyte for each.
         ended: Given an answer's tokens so far: whether it ends here (stop texts). Counts as stopped.
         progress: Called with (prompts done, all prompts).
     """
@@ -83,7 +84,7 @@ def generate(
     logps: dict[int, float] = {}
     draws: dict[int, torch.Tensor] = {}
     waiting = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))  # those that need most memory first
-    batch = _Batch(model)
+    batch = _Batch(model, read_prefix(model, prompts, left=1))
     while waiting or batch.rows:
         if new := _joining(batch, waiting, prompts, decoding.max_new_tokens, batch_size):
             waiting = waiting[len(new) :]
@@ -132,6 +133,7 @@ class _Batch:
 
     Args:
         model: The model.
+        prefix: What all prompts begin with.
 
     Attributes:
         rows: Which prompt each row belongs to.
@@ -139,8 +141,9 @@ class _Batch:
         joins: Whether rows can join while others are being written: not where layers keep a window or a state.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, prefix: Prefix) -> None:
         self.model = model
+        self._prefix = prefix
         self.rows: list[int] = []
         self.tokens = torch.zeros(0, dtype=torch.long, device=model.device)
         self._mask = torch.zeros(0, 0, dtype=torch.long, device=model.device)
@@ -162,20 +165,22 @@ class _Batch:
 
     def join(self, prompts: dict[int, list[int]]) -> None:
         """Reads prompts, all but their last token, and adds them to the batch."""
-        width = max(1, *(len(p) - 1 for p in prompts.values()))
-        ids = torch.zeros(len(prompts), width, dtype=torch.long)
+        known = self._prefix.length
+        parts = [p[known:-1] for p in prompts.values()]
+        width = max(1, *map(len, parts))
+        ids = torch.zeros(len(parts), width, dtype=torch.long)
         mask = torch.zeros_like(ids)
-        for r, prompt in enumerate(prompts.values()):
-            if len(prompt) > 1:
-                ids[r, 1 - len(prompt) :], mask[r, 1 - len(prompt) :] = torch.tensor(prompt[:-1]), 1
-        ids, mask = ids.to(self.model.device), mask.to(self.model.device)
-        cache = _cache(self.model)
-        self._read(ids, (mask.cumsum(-1) - 1).clamp(min=0), mask, cache)
+        for r, part in enumerate(parts):
+            ids[r, width - len(part) :], mask[r, width - len(part) :] = torch.tensor(part, dtype=torch.long), 1
+        ids, mask = ids.to(self.model.device), pad(mask.to(self.model.device), (known, 0), value=1)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, known:]
+        cache = self._prefix.fill(_cache(self.model), len(parts))
+        self._read(ids, positions, mask, cache)
         last = torch.tensor([p[-1] for p in prompts.values()], device=self.model.device)
         if not self.rows:
             self.rows, self.tokens, self._mask, self._cache = list(prompts), last, mask, cache
             return
-        width = max(self.width, width)
+        width = max(self.width, mask.shape[1])
         for layer, new in zip(self._growing(self._cache), self._growing(cache), strict=True):
             layer.join(new, width)
         self.rows += prompts
@@ -193,10 +198,10 @@ class _Batch:
         return self._read(self.tokens[:, None], positions, self._mask, self._cache).float()
 
     def leave(self, staying: set[int]) -> None:
-        """Drops the other prompts' rows, once they are an eighth: each time copies the keys and values that stay."""
+        """Drops the other prompts' rows, once they are a sixteenth: each time copies the keys and values that stay."""
         if not staying:
             self.rows, self._mask = [], self._mask[:0, :0]
-        elif self._leaves and len(staying) <= len(self.rows) * 7 / 8:
+        elif self._leaves and len(staying) <= len(self.rows) * 15 / 16:
             stay = torch.tensor([r for r, i in enumerate(self.rows) if i in staying], device=self.model.device)
             self._cache.batch_select_indices(stay)
             self.rows = [i for i in self.rows if i in staying]

@@ -72,7 +72,7 @@ _LOCAL_TASKS = (
     *(f"lm_tasks/{task}{ending}" for task in ("facts", "instructions") for ending in (".py", ".yaml", ".jsonl")),
 )
 _EVALUATION_CODE = (
-    *("evaluation", "loading", "scoring", "generation", "lm_in_memory", "tokens", "capability"),
+    *("evaluation", "loading", "scoring", "generation", "prefix", "lm_in_memory", "tokens", "capability"),
     *_LOCAL_TASKS,
     *_LENGTHS_CODE,
 )

@@ -15,7 +15,8 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 
 from preftune.generation import Decoding, generate
 from preftune.loading import end_ids
-from preftune.scoring import Score, answer_logps, bare_model
+from preftune.prefix import bare_model
+from preftune.scoring import Score, answer_logps
 
 _PLAIN = {"until", "max_gen_toks", "do_sample", "temperature"}  # settings of a generation that is greedy
 

@@ -1,15 +1,15 @@
 """Log-probabilities of given answers, and how often an answer repeats itself."""
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from torch.nn.functional import pad
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 from preftune.data.lengths import cut
+from preftune.prefix import Prefix, bare_model, read_prefix, takes_any_order
 
 Progress = Callable[[int, int], None]
 LOGITS = 2**26  # numbers that stand in memory at once: a vocabulary of 50,000 for 1,300 tokens
@@ -82,15 +82,16 @@ def answer_logps(
     """
     result = [Score(0.0, 0, (), 0)] * len(sequences)
     groups: dict[Any, _Group] = {}
-    together = shares_prompts(model)
+    together = takes_any_order(model)
     for i, (prompt, answer) in enumerate(sequences):
         begin, ids = cut(prompt, answer, max_length, keep_end)
         if len(ids) > begin:
             key = tuple(ids[:begin]) if together else i
             groups.setdefault(key, _Group(ids[:begin], [])).answers.append((i, ids[begin:]))
+    prefix = read_prefix(model, [g.prompt for g in groups.values()], left=1 + lead)
     done = len(sequences) - sum(len(g.answers) for g in groups.values())
     for batch in _batches(list(groups.values()), batch_size):
-        for i, score in _scores(model, batch, lead):
+        for i, score in _scores(model, batch, lead, prefix):
             result[i] = score
             done += 1
         progress(done, len(sequences))
@@ -109,33 +110,37 @@ def _batches(groups: list[_Group], size: int) -> Iterator[list[_Group]]:
         yield batch
 
 
-def _scores(model: Any, groups: list[_Group], lead: int) -> Iterator[tuple[int, Score]]:
+def _scores(model: Any, groups: list[_Group], lead: int, prefix: Prefix) -> Iterator[tuple[int, Score]]:
     """Yields (which sequence, its score) of the answers in one forward pass."""
-    device = model.device
-    ids = torch.zeros(len(groups), max(g.width for g in groups), dtype=torch.long)
+    device, known = model.device, prefix.length
+    ids = torch.zeros(len(groups), max(g.width for g in groups) - known, dtype=torch.long)
     part = torch.full_like(ids, -1)  # 0: the prompt; 1, 2 …: an answer; -1: padding
     positions = torch.zeros_like(ids)
     rows, places, targets = [], [], []  # where the model predicts a token that is asked for, and which it is
     for r, group in enumerate(groups):
-        end = len(group.prompt)
-        before = group.prompt[max(end - lead, 1) :] if lead else []
+        prompt = group.prompt[known:]
+        end = len(prompt)
+        before = group.prompt[max(len(group.prompt) - lead, 1) :] if lead else []
         rows += [r] * len(before)
         places += range(end - 1 - len(before), end - 1)
         targets += before
-        ids[r, :end], part[r, :end], positions[r, :end] = torch.tensor(group.prompt), 0, torch.arange(end)
+        ids[r, :end], part[r, :end], positions[r, :end] = torch.tensor(prompt), 0, torch.arange(end) + known
         for n, (_, answer) in enumerate(group.answers, start=1):
             here = slice(end, end := end + len(answer) - 1)
             ids[r, here], part[r, here] = torch.tensor(answer[:-1], dtype=torch.long), n
             positions[r, here] = torch.arange(len(answer) - 1) + len(group.prompt)
             rows += [r] * len(answer)
-            places += [len(group.prompt) - 1, *range(here.start, here.stop)]
+            places += [len(prompt) - 1, *range(here.start, here.stop)]
             targets += answer
     # Padding on the right needs no mask: nothing before it sees it.
-    inputs: dict[str, Any] = {"input_ids": ids.to(device)}
+    inputs: dict[str, Any] = {"input_ids": ids.to(device), "use_cache": False}
     if any(len(g.answers) > 1 for g in groups):  # an answer sees the prompt and itself, not the other answer
         sees = (part[:, None, :] == 0) | (part[:, None, :] == part[:, :, None])
-        inputs["attention_mask"] = (sees & torch.ones(sees.shape[1:], dtype=torch.bool).tril())[:, None].to(device)
-        inputs["position_ids"] = positions.to(device)
+        sees = pad(sees & torch.ones(sees.shape[1:], dtype=torch.bool).tril(), (known, 0), value=True)
+        inputs |= {"attention_mask": sees[:, None].to(device), "position_ids": positions.to(device)}
+    if known:
+        cache = DynamicCache(config=bare_model(model).config)
+        inputs |= {"past_key_values": prefix.fill(cache, len(groups)), "use_cache": True}
     each, likeliest = _logps_at(model, inputs, rows, places, targets)
     begin = 0
     for group in groups:
@@ -177,27 +182,12 @@ def _logps_at(
 
     with head.register_forward_pre_hook(swap):
         for begin in range(0, len(targets), size):
-            logits = model(**inputs, use_cache=False).logits[0].float()
+            logits = model(**inputs).logits[0].float()
             target = torch.tensor(targets[begin : begin + size], device=logits.device)
             each += (logits.gather(-1, target[:, None])[:, 0] - logits.logsumexp(-1)).tolist()
             likeliest += (logits.argmax(-1) == target).tolist()
-            inputs = {"input_ids": inputs["input_ids"][:1, :1]}
+            inputs = {"input_ids": inputs["input_ids"][:1, :1], "use_cache": False}
     return each, likeliest
-
-
-def shares_prompts(model: Any) -> bool:
-    """Whether several answers can follow one prompt in a row of the model's input: it must take a mask and positions
-    as they are given, and no layer may keep a window or a state that runs on from one answer into the next."""
-    bare = bare_model(model)
-    takes = "position_ids" in inspect.signature(bare.forward).parameters
-    cache = DynamicCache(config=bare.config)
-    plain = bool(cache.layers) and all(type(layer) is DynamicLayer for layer in cache.layers)
-    return takes and plain and bare.config._attn_implementation == "sdpa"
-
-
-def bare_model(model: Any) -> Any:
-    """The model inside PEFT's wrapper; its layers carry the adapter."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def seq_rep(ids: Sequence[int], n: int = 4) -> float:

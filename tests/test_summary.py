@@ -55,9 +55,11 @@ def test_headlines_are_named_once() -> None:
 def test_verdict_markdown() -> None:
     note = {"severity": "warning", "name": "margin-flat", "text": "the margin did not grow", "advice": "read pairs"}
     info = {"outcome": "promote", "reasons": ["first", "second"], "metrics": METRICS, "training_notes": [note]}
+    info["advice"] = ["read the worst losses"]
     text = verdict_markdown(info)
     lines = text.splitlines()
     assert lines[0] == "# promote" and "- first" in lines and "- second" in lines
+    assert lines[lines.index("## What to do next") + 2] == "- read the worst losses"
     table = [line for line in lines if line.startswith("|")]
     assert len(table) == 2 + 3 and {line.count("|") for line in table} == {4}
     assert "| reward accuracy | 0.500 | 0.712  [0.610, 0.790] |" in table

@@ -2,15 +2,31 @@
 and go must not change any."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import (
+    AutoTokenizer,
+    BloomConfig,
+    BloomForCausalLM,
+    FalconH1Config,
+    FalconH1ForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from preftune import generation
 from preftune.data.pairs import to_pair
+from preftune.errors import UserError
 from preftune.generation import Decoding, generate, sample
 from preftune.scoring import answer_logps
 from preftune.tokens import tokenize_prompt
@@ -105,13 +121,39 @@ def test_a_row_that_has_ended_is_not_computed(loaded: Any, prompts: list[list[in
     assert sum(read) < sum(len(p) for p in prompts) + padding + written * 16 / 15 + 16
 
 
-def test_layers_that_keep_a_window(loaded: Any, prompts: list[list[int]]) -> None:
-    """Nobody joins a batch there; the answers are the same."""
+MAMBA: dict[str, Any] = {
+    "mamba_d_ssm": 32,
+    "mamba_n_heads": 2,
+    "mamba_d_head": 16,
+    "mamba_d_state": 8,
+    "mamba_chunk_size": 8,
+}
+WINDOW: dict[str, Any] = {"sliding_window": 8}
+OTHERS: dict[str, Callable[[], Any]] = {
+    "all layers keep a window": lambda: MistralForCausalLM(MistralConfig(**SHAPE, **WINDOW)),
+    "some layers keep a window": lambda: Gemma2ForCausalLM(Gemma2Config(**SHAPE, **WINDOW)),
+    "attention beside recurrent states": lambda: FalconH1ForCausalLM(FalconH1Config(**SHAPE, **MAMBA)),
+    "no position ids": lambda: BloomForCausalLM(
+        BloomConfig(vocab_size=400, hidden_size=32, n_layer=2, n_head=2, initializer_range=0.5)
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_models_of_other_kinds(prompts: list[list[int]], kind: str) -> None:
+    """Where nobody can join a batch, or leave it, the answers are the same."""
     torch.manual_seed(0)
-    model: Any = MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=8)).eval()
-    end = common_token(model, prompts, 16)
-    found = generate(model, prompts, Decoding(16), eos_ids={end}, batch_size=1)
-    assert [a.ids for a in found] == [by_transformers(model, p, 16, end) for p in prompts]
+    model = OTHERS[kind]().eval()
+    asked = prompts[3:]
+    end = common_token(model, asked, 16)
+    found = generate(model, asked, Decoding(16), eos_ids={end}, batch_size=1)
+    assert [a.ids for a in found] == [by_transformers(model, p, 16, end) for p in asked]
+
+
+def test_a_model_with_a_memory_of_its_own_is_refused(prompts: list[list[int]]) -> None:
+    model: Any = MambaForCausalLM(MambaConfig(vocab_size=400, hidden_size=32, num_hidden_layers=1, state_size=8))
+    with pytest.raises(UserError, match="mamba"):
+        generate(model, prompts, Decoding(2), eos_ids={2}, batch_size=1)
 
 
 def test_keys_and_values_have_a_limit(loaded: Any, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> None:

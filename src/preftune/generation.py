@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 
+from preftune.errors import UserError
 from preftune.prefix import Prefix, bare_model, read_prefix
 from preftune.scoring import Progress, no_progress
 
@@ -78,7 +79,14 @@ def generate(
             at once, fewer if their keys and values need more than half a gibibyte for each.
         ended: Given an answer's tokens so far: whether it ends here (stop texts). Counts as stopped.
         progress: Called with (prompts done, all prompts).
+
+    Raises:
+        UserError: If the model keeps what it has read in a way of its own (Mamba, RWKV).
     """
+    if "past_key_values" not in inspect.signature(bare_model(model).forward).parameters:
+        kind = bare_model(model).config.model_type
+        advice = "choose a model whose layers keep keys and values, also beside recurrent ones"
+        raise UserError(f"models of type {kind} are not generated from here", "model_name_or_path", advice)
     answers: dict[int, Answer] = {}
     written: dict[int, list[int]] = {}
     logps: dict[int, float] = {}
@@ -149,7 +157,7 @@ class _Batch:
         self._mask = torch.zeros(0, 0, dtype=torch.long, device=model.device)
         self._cache = _cache(model)
         self.joins = all(isinstance(layer, _GrowingLayer) for layer in self._cache.layers)
-        self._leaves = all(isinstance(layer, DynamicLayer) for layer in self._cache.layers)
+        self._leaves = not any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in self._cache.layers)
         self._takes_positions = "position_ids" in inspect.signature(bare_model(model).forward).parameters
 
     @property

@@ -11,18 +11,10 @@ ROOT = Path(keys.__file__).parent
 # They decide where things are, how they are found, read or told, not what comes out.
 NOT_IN_KEYS = {
     *("children", "errors", "progress", "workspace", "store", "digest", "faults", "section", "schema", "models"),
-    *(
-        "evaluation_schema",
-        "keys",
-        "strict_yaml",
-        "embedded",
-        "accelerate_configs",
-        "summary",
-        "known_keys",
-        "packages",
-    ),
-    *("preference", "data/check_list", "data/registry", "data/languages", "data/labels", "data/hub", "live_metrics"),
-    *("data/pairs", "data/mixture", "plan", "judges/cache", "judges/find"),  # pairs are read as they were written
+    *("evaluation_schema", "keys", "strict_yaml", "embedded", "accelerate_configs", "summary", "known_keys"),
+    *("packages", "plan", "live_metrics", "sqlite_file", "judges/cache", "judges/find"),
+    *("data/check_list", "data/registry", "data/languages", "data/labels", "data/hub"),
+    *("data/pairs", "data/mixture"),  # pairs are read as they were written
 }
 
 

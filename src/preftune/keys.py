@@ -59,7 +59,17 @@ _MIXTURE_CODE = (
 )
 _LENGTHS_CODE = ("data/lengths", "data/pair_tokenizer", "data/tokenizer_files")
 _TRAINING_CODE = (
-    *("training", "training_setup", "trainer", "reference_cache", "orpo", "callbacks", "tokens", "checkpoints"),
+    *(
+        "training",
+        "training_setup",
+        "trainer",
+        "reference_cache",
+        "sqlite_file",
+        "orpo",
+        "callbacks",
+        "tokens",
+        "checkpoints",
+    ),
     *("generation_settings", "reporting", "ranks", "guards"),
     *_LENGTHS_CODE,
 )

@@ -8,7 +8,6 @@ another `max_length` all but those that it cuts differently.
 import hashlib
 import sqlite3
 import struct
-import time
 import zlib
 from array import array
 from collections.abc import Iterable, Mapping
@@ -16,12 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from preftune.children import tell
-from preftune.errors import StepError
-from preftune.store import locked
+from preftune.sqlite_file import open_cache
 
 LogPs = tuple[float, float]  # of the chosen and the rejected answer: float32 values, in nats
 _FORMAT = struct.Struct("<ffI")  # both, and a checksum: SQLite does not notice a flipped bit in a value
-_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 def visible_part(prompt: list[int], answer: list[int], max_length: int | None, keep_end: bool) -> tuple[list[int], int]:
@@ -89,43 +86,14 @@ class ReferenceCache:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._path, self._failed = folder / "rows.sqlite", False
-        try:
-            with locked(folder / "lock"):  # two processes must not both set a damaged file aside
-                self._rows = self._open()
-        except (sqlite3.Error, OSError) as e:
-            raise StepError(
-                f"the cache of reference log-probabilities cannot be opened: {e}",
-                str(self._path),
-                "free disk space or correct the folder's permissions; the folder may be deleted: it is made anew",
-            ) from None
-
-    def _open(self) -> sqlite3.Connection:
-        try:
-            return self._connect()
-        except sqlite3.DatabaseError as e:
-            if e.sqlite_errorcode & 0xFF not in _DAMAGED:
-                raise
-            tell(f"the cache of reference log-probabilities was damaged ({e}): set aside, and begun anew")
-            for path in list(self._path.parent.glob("rows.sqlite*")):  # a journal belongs to its file
-                path.rename(path.with_name(f"broken-{time.time_ns()}-{path.name}"))
-            return self._connect()
-
-    def _connect(self) -> sqlite3.Connection:
-        rows = sqlite3.connect(self._path, timeout=60)
-        try:
+        self._failed = False
+        statements = [
             # Not waiting for the disk after each batch: a kill loses nothing by it, a power cut at worst the file.
-            rows.execute("PRAGMA synchronous = OFF")
-            if (found := rows.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
-                damaged = sqlite3.DatabaseError(found)
-                damaged.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
-                raise damaged
-            with rows:
-                rows.execute("CREATE TABLE IF NOT EXISTS pairs (key BLOB PRIMARY KEY, logps BLOB) WITHOUT ROWID")
-        except BaseException:
-            rows.close()
-            raise
-        return rows
+            "PRAGMA synchronous = OFF",
+            "CREATE TABLE IF NOT EXISTS pairs (key BLOB PRIMARY KEY, logps BLOB) WITHOUT ROWID",
+        ]
+        without = "the folder may be deleted: it is made anew"
+        self._rows = open_cache(folder / "rows.sqlite", "reference log-probabilities", without, statements, tell)
 
     def get(self, keys: Iterable[bytes]) -> dict[bytes, LogPs]:
         """The values that are known, bit by bit as they were added."""

@@ -16,11 +16,10 @@ from conftest import ROOT, preftune
 
 pytestmark = pytest.mark.slow
 SMALL = (
-    "--evaluation.max_pairs=40",
+    "--evaluation.max_pairs=24",
     "--evaluation.max_prompts=20",
     "--evaluation.max_new_tokens=64",
-    "--evaluation.tasks=[facts]",
-    "--evaluation.task_limit=20",
+    "--evaluation.tasks=[]",
 )
 # What is done to the model's weights, and which reason has to stand in the verdict.
 DAMAGE = """

@@ -133,8 +133,8 @@ def test_a_noisy_longest_wins_judge_promotes_nobody(longer: float, noise: float)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("noise", [0.02, 0.1, 0.3])
-@pytest.mark.parametrize("longer", [0.5, 0.7, 0.9, 1.0])
+@pytest.mark.parametrize("noise", [0.02, 0.3])
+@pytest.mark.parametrize("longer", [0.5, 0.9])
 def test_a_noisy_longest_wins_judge_promotes_nobody_at_length(longer: float, noise: float) -> None:
     promoted, _ = promoted_by_a_noisy_longest_wins_judge(longer, noise, 200)
     assert promoted <= 0.05 * 200

@@ -181,6 +181,7 @@ def test_a_server_killed_in_the_middle_and_started_again(
     tracking.record(
         client,
         run_id,
+        content="verdict",
         params={},
         metrics={},
         curves=rows(*range(1, 61)),

@@ -132,7 +132,7 @@ def test_short_form_runs_and_a_second_run_waits_for_the_slot(site: Site) -> None
     assert [r.returncode for r in runs] == [0, 0], [*output, (site.folder / "worker.log").read_text()[-5000:]]
     assert most == 1, "two runs never share the device"
     for name in ("tiny", "second"):
-        assert json.loads((site.folder / "data" / name / "verdict.json").read_text())["schema"] == 1
+        assert json.loads((site.folder / "data" / name / "verdict.json").read_text())["schema"] == 2
     waited = (site.folder / "worker.log").read_text()
     assert waited.count("holding the GPU slot") == 6, "three GPU steps in each run"
 

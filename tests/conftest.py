@@ -183,11 +183,15 @@ def our_trainer(
     reference: Path,
     settings: dict[str, Any] | None = None,
     template: str | None = None,
+    method: str = "dpo",
+    fast_path: str = "auto",
+    micro_batch_tokens: int | None = None,
     **training: Any,
 ) -> Any:
     """The trainer as the training child builds it from a job, before its first step."""
     from preftune.training import _build_trainer
 
+    common = {"max_length": 256, "report_to": "none"} | ({"precompute_ref_log_probs": True} if method == "dpo" else {})
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "pairs.jsonl").write_text("".join(p.model_dump_json() + "\n" for p in pairs))
     job = {
@@ -196,9 +200,11 @@ def our_trainer(
         "revision": None,
         "chat_template": template,
         "threads": 1,
-        "method": "dpo",
+        "method": method,
         "model": settings or {},
-        "training": {"max_length": 256, "report_to": "none", "precompute_ref_log_probs": True, **training},
+        "fast_path": fast_path,
+        "micro_batch_tokens": micro_batch_tokens,
+        "training": {**common, **training},
         "train": str(folder / "pairs.jsonl"),
         "test": str(folder / "pairs.jsonl"),
         "left_out": None,

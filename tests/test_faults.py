@@ -45,6 +45,8 @@ def training_job(model: Path, folder: Path, **keys: Any) -> dict[str, Any]:
         "threads": 1,
         "method": "dpo",
         "model": {"use_peft": True, "lora_r": 4, "lora_dropout": 0.1},
+        "fast_path": "auto",
+        "micro_batch_tokens": None,
         "training": {
             "seed": 42,
             "learning_rate": 0.001,

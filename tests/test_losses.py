@@ -89,6 +89,8 @@ def test_losses_and_gradients_are_those_of_bare_trl(
     loss, gradients = loss_and_gradients(bare)
     largest = max(float(g.abs().max()) for g in gradients.values())
     assert largest > 1e-3
+    # Its sigmoid(margin / tau), tau = 0.05, and its exp(-margin) multiply what rounding does to a log-probability.
+    within = 1e-3 if losses.get("loss_type") == ["discopop"] else 1e-5
     for cached in (True, False):
         folder = tmp_path / f"cached-{cached}"
         keys["precompute_ref_log_probs"] = cached
@@ -97,7 +99,7 @@ def test_losses_and_gradients_are_those_of_bare_trl(
         assert found_loss == pytest.approx(loss, rel=1e-5, abs=1e-5)
         assert found.keys() == gradients.keys()
         for name, expected in gradients.items():
-            assert float((found[name] - expected).abs().max()) <= 1e-5 * largest, name
+            assert float((found[name] - expected).abs().max()) <= within * largest, name
         batch = batch_of(mine)
         assert ("ref_chosen_logps" in batch) == cached
         if cached and losses.get("loss_type") != ["sft"]:  # a wrong reference must show, where there is one

@@ -98,6 +98,8 @@ def test_qlora_s_losses_are_those_of_bare_trl(
             "bnb_4bit_quant_type": "nf4",
             "use_bnb_nested_quant": True,
         },
+        "fast_path": "auto",
+        "micro_batch_tokens": None,
         "training": {
             "seed": 42,
             "learning_rate": 0.01,

@@ -45,6 +45,8 @@ def write_job(folder: Path, model: Path, **training: Any) -> Path:
         "method": "dpo",
         "reference": str(folder / "reference"),
         "model": {},
+        "fast_path": "auto",
+        "micro_batch_tokens": None,
         "training": {
             "learning_rate": 0.01,
             "num_train_epochs": 2.0,

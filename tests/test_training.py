@@ -30,6 +30,8 @@ def job(tiny_model: Path, tmp_path: Path) -> dict[str, Any]:
         "threads": 1,
         "method": "dpo",
         "model": {},
+        "fast_path": "auto",
+        "micro_batch_tokens": None,
         "training": {
             "seed": 42,
             "learning_rate": 0.01,

@@ -69,6 +69,9 @@ _TRAINING_CODE = (
         "callbacks",
         "tokens",
         "checkpoints",
+        "fast_path",
+        "packing",
+        "sorted_batches",
     ),
     *("generation_settings", "reporting", "ranks", "guards"),
     *_LENGTHS_CODE,
@@ -223,6 +226,7 @@ def train_key(
             "held_out": mixture.info["test_sha256"] if evaluates else None,
             "eval_pairs": recipe.evaluation.training_pairs if evaluates else None,
             "training": learned,
+            "fast_path": [recipe.fast_path, recipe.micro_batch_tokens],
             "model_settings": {k: v for k, v in recipe.model.items() if k != "model_name_or_path"},
             "launch": launch.identity,
             "tensorboard": sorted(recipe.training["report_to"]),
@@ -238,7 +242,9 @@ def fingerprint(recipe: Recipe, model: StartingModel, mixture: StepResult) -> di
     learned = {k: v for k, v in recipe.training.items() if k not in _NOT_LEARNED}
     settings = {k: v for k, v in recipe.model.items() if k != "model_name_or_path"}
     return {
-        "the recipe": json_digest([recipe.method, learned, settings, recipe.chat_template]),
+        "the recipe": json_digest(
+            [recipe.method, learned, settings, recipe.chat_template, recipe.fast_path, recipe.micro_batch_tokens]
+        ),
         "the data": mixture.info["train_sha256"][:20],
         "the base model": model.digest,
         "the code": json_digest([code_version(*_TRAINING_CODE), library_versions("torch", "transformers", "trl")]),

@@ -159,6 +159,8 @@ class Recipe(Section):
         training: Keys of TRL's `DPOConfig` or `ORPOConfig` that the recipe or the house sets; all others keep TRL's
             default.
         hub: Where the policy is pushed.
+        fast_path: `auto`: packed rows and sorted micro-batches where the model can read them; `off`: TRL's own.
+        micro_batch_tokens: A micro-batch of more tokens goes through the model in pieces.
         merge_adapter: Also write the model with the adapter merged into it.
         notices: What was translated or assumed, in words.
     """
@@ -177,6 +179,8 @@ class Recipe(Section):
     tracking: Tracking = Tracking()  # pyright: ignore[reportCallIssue]
     chat_template: str | None = None
     accelerate_config: str | None = None
+    fast_path: Literal["auto", "off"] = "auto"
+    micro_batch_tokens: int | None = Field(None, ge=1)
     output_dir: str
     notices: tuple[str, ...] = ()
 

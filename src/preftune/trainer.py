@@ -20,7 +20,9 @@ from trl.models import prepare_deepspeed
 from preftune.children import tell
 from preftune.digest import json_digest, library_versions
 from preftune.errors import UserError
+from preftune.fast_path import switch_on
 from preftune.reference_cache import LogPs, ReferenceCache, pair_key
+from preftune.sorted_batches import NOT_BY_PAIR, SortedWithinSteps, pieces, widths
 
 METRICS_STATE = "preftune_metrics.json"
 _TOKENS = ["prompt_ids", "chosen_ids", "rejected_ids"]
@@ -28,19 +30,36 @@ _SECONDS_BETWEEN_LINES = 10
 
 
 class ResumableDPOTrainer(DPOTrainer):
-    """TRL's trainer, with two differences.
+    """TRL's trainer, with three differences.
 
     Its logged metrics survive a resume: TRL keeps its running sums in memory only. With `precompute_ref_log_probs`,
     the reference's log-probabilities are kept pair by pair; TRL keeps them by dataset, under a name that changes with
-    the seed, the adapter and most settings, but not with `max_length` where the end is kept.
+    the seed, the adapter and most settings, but not with `max_length` where the end is kept. And it is faster, with
+    the same losses: packed rows (fast_path.py), sorted micro-batches (sorted_batches.py).
 
     Args:
         reference_cache: Folder of the values. They are those of one reference model's weights: each has its own folder.
+        fast_path: `auto`, or `off`: TRL's own forward passes and micro-batches.
+        micro_batch_tokens: Where a micro-batch's packed rows take more tokens than this, padding included, it goes
+            through the model in pieces; the gradient is the same.
         options: TRL's.
+
+    Attributes:
+        fast_path: `on`, or why it is off.
     """
 
-    def __init__(self, *, reference_cache: Path, **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        reference_cache: Path,
+        fast_path: str = "auto",
+        micro_batch_tokens: int | None = None,
+        **options: Any,
+    ) -> None:
         self._reference_folder = reference_cache
+        self._asked, self._micro_batch_tokens = fast_path, micro_batch_tokens
+        self._share = 1.0  # of the micro-batch that is in the forward pass
+        self.fast_path: str | None = None
         self.reference_counts: dict[str, dict[str, int]] = {}  # dataset → its pairs, cached and computed ones
         args = options["args"]
         if args.precompute_ref_log_probs and options.get("peft_config") and parse_flag_from_env("ACCELERATE_USE_FSDP"):
@@ -50,6 +69,46 @@ class ResumableDPOTrainer(DPOTrainer):
         super().__init__(**options)  # computes the reference of its datasets
         if self.precompute_ref_logps:
             self.ref_model = None  # under FSDP there was a copy, for this alone
+        self._switch_on()
+
+    def _switch_on(self) -> None:
+        """Installs the fast path; while TRL's `__init__` still runs, if it computes the reference."""
+        if self.fast_path is None:
+            self.fast_path = switch_on(self) if self._asked == "auto" else "switched off"
+
+    def get_train_dataloader(self) -> Any:
+        """TRL's, whose micro-batches hold pairs of like width."""
+        loader: Any = super().get_train_dataloader()
+        args: Any = self.args
+        if self._asked == "auto" and not NOT_BY_PAIR & set(self.loss_types):
+            size = args.train_batch_size * args.gradient_accumulation_steps * self.accelerator.num_processes
+            order = SortedWithinSteps(loader.get_sampler(), widths(self.train_dataset, args.max_length), size)
+            loader.set_sampler(order)
+        return loader
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+        """TRL's; in pieces, where a micro-batch has more tokens than `micro_batch_tokens`."""
+        parts = pieces(inputs, self._micro_batch_tokens) if self._micro_batch_tokens else [(1.0, inputs)]
+        metrics = self._metrics["train"]
+        before = {name: len(values) for name, values in metrics.items()}
+        losses = []
+        for self._share, part in parts:
+            losses.append(super().training_step(model, part, num_items_in_batch))
+        self._share = 1.0
+        if len(parts) > 1:  # one entry in each metric, as of the whole
+            for name, values in metrics.items():
+                new = values[before.get(name, 0) :]
+                if len(new) == len(parts):
+                    mean = sum(share * value for (share, _), value in zip(parts, new, strict=True))
+                    values[before.get(name, 0) :] = [mean]
+        return sum(losses)
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """TRL's; of a piece of a micro-batch, its share."""
+        found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        return found if return_outputs else found * self._share
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
@@ -75,6 +134,7 @@ class ResumableDPOTrainer(DPOTrainer):
         Returns:
             The dataset with the columns `ref_chosen_logps` and `ref_rejected_logps`, float32, in nats.
         """
+        self._switch_on()
         keys: list[bytes] = []
         known: dict[bytes, LogPs] = {}
         missing: list[Any] = [None]

@@ -94,12 +94,13 @@ def _build_trainer(job: dict[str, Any], folder: Path) -> tuple[Any, int]:
         "peft_config": peft_config,
         "callbacks": callbacks(folder, job.get("fingerprint", {})),
     }
+    shared["fast_path"] = job["fast_path"]
     if is_orpo:
         return trainer_class(**shared), len(data)
     if not peft_config and (not args.precompute_ref_log_probs or parse_flag_from_env("ACCELERATE_USE_FSDP")):
         # A frozen copy of our own (FSDP needs one to precompute): TRL would load it by name, without the revision.
         shared["ref_model"] = setup.load_model(job, settings)
-    shared["reference_cache"] = Path(job["reference"])
+    shared |= {"micro_batch_tokens": job["micro_batch_tokens"], "reference_cache": Path(job["reference"])}
     return trainer_class(**shared), len(data)
 
 
@@ -176,6 +177,7 @@ def _finish(folder: Path, trainer: Any, pairs: int, seconds: float) -> None:
         "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
         "parameters": sum(p.numel() for p in parameters),
         "world_size": trainer.args.world_size,
+        "fast_path": trainer.fast_path,
     }
     (folder / "train.json").write_text(json.dumps(summary, indent=1))
     (folder / "timing.json").write_text(json.dumps({"seconds": round(seconds, 1)}))

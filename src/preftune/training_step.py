@@ -40,6 +40,8 @@ def training_job(
         "method": recipe.method,
         "model": {k: v for k, v in recipe.model.items() if k != "model_name_or_path"},
         "training": recipe.training,
+        "fast_path": recipe.fast_path,
+        "micro_batch_tokens": recipe.micro_batch_tokens,
         "train": str(data / "train.jsonl"),
         "test": str(data / "test.jsonl"),
         "left_out": left_out(lengths, workspace),

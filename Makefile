@@ -2,9 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RECIPE ?= recipes/starter/config_starter.yaml
+MODEL := .preftune/models/SmolLM2-135M-Instruct
 export DO_NOT_TRACK = true
 
-.PHONY: demo test test-slow faults check ui install clean
+.PHONY: demo test test-slow faults bench check ui install clean
 
 demo: install  ## the whole pipeline on the starter recipe, from nothing to the verdict
 	@$(BIN)/preftune run $(RECIPE)
@@ -26,6 +27,10 @@ test-slow: install  ## injected faults, browser, servers
 
 faults: install  ## every promised fault, injected; ends with the table of what survived
 	$(BIN)/python -m pytest -m promise -q --durations=0 --durations-min=60
+
+bench: install  ## every benchmark but the GPU's (hours); rewrites the table in benchmarks/README.md
+	@test -d $(MODEL) || $(BIN)/python -m preftune.embedded $(MODEL)
+	$(BIN)/python -m benchmarks.table
 
 check: install  ## lint, format, types
 	$(BIN)/ruff check .

@@ -1,20 +1,22 @@
 """The data part's speed and memory: `python -m benchmarks.data [--json] [--rows N]`; see README.md beside this file."""
 
-import argparse
 import json
 import os
 import random
 import resource
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from argparse import SUPPRESS
 from collections.abc import Callable
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+from benchmarks.common import finish, interleaved, parser, starter_model
 
 os.environ |= {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "ARROW_DEFAULT_MEMORY_POOL": "system"}
 
@@ -117,10 +119,8 @@ def handbook(path: Path, model: Path, cache: Path) -> list[Ids]:
     return _trl(concatenate_datasets([data]).shuffle(seed=SEED), model)
 
 
-def _cpu() -> float:
-    """CPU-seconds of this process and its children."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(u.ru_utime + u.ru_stime for u in used)
+def _with_fresh_cache(way: Callable[[Path, Path, Path], list[Ids]], path: Path, model: Path) -> list[Ids]:
+    return way(path, model, Path(tempfile.mkdtemp(dir=path.parent)))
 
 
 def tokens(rows: int, model: Path) -> dict[str, Any]:
@@ -129,21 +129,14 @@ def tokens(rows: int, model: Path) -> dict[str, Any]:
 
     datasets.disable_progress_bars()
     ways: dict[str, Callable[[Path, Path, Path], list[Ids]]] = {"preftune": ours, "trl": trl, "handbook": handbook}
-    best: dict[str, float] = {}
-    results: dict[str, list[Ids]] = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.jsonl"
         write_rows(path, 100, model)
         for way in ways.values():  # imports and first-time work do not count
             way(path, model, Path(folder) / "cache-warm")
         write_rows(path, rows, model)
-        for number in range(ROUNDS):
-            for name, way in ways.items():
-                cache = Path(folder) / f"cache-{name}-{number}"
-                before = _cpu()
-                results[name] = way(path, model, cache)
-                best[name] = min(best.get(name, float("inf")), _cpu() - before)
-                shutil.rmtree(cache, ignore_errors=True)
+        fresh = {name: partial(_with_fresh_cache, way, path, model) for name, way in ways.items()}
+        best, results = interleaved(fresh, ROUNDS)
     same = results["preftune"] == results["trl"] and sorted(results["preftune"]) == sorted(results["handbook"])
     if not same:
         raise SystemExit("the ways do not give the same ids")
@@ -234,52 +227,44 @@ def scale(sizes: list[int]) -> dict[str, Any]:
     return {"sizes": result, "ratio_of_peaks": round(peaks[-1] / peaks[0], 3)}
 
 
-def _model(wanted: str | None) -> Path:
-    folder = Path(wanted) if wanted else Path(".preftune/models/SmolLM2-135M-Instruct")
-    if not (folder / "tokenizer.json").exists() or not (folder / "chat_template.jinja").exists():
-        raise UserError(
-            "there is no tokenizer.json with a chat_template.jinja",
-            str(folder),
-            "run `python -m preftune.embedded .preftune/models/SmolLM2-135M-Instruct`, or name a folder with --model",
-        )
-    return folder
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.data", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    parser.add_argument("--rows", type=int, default=10_000, help="rows to convert and tokenize; 0: not this part")
-    parser.add_argument("--model", help="model folder (default: .preftune/models/SmolLM2-135M-Instruct)")
-    parser.add_argument("--scale", type=int, nargs="*", default=[1_000_000, 10_000_000], help="rows of the streams")
-    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args()
+    arguments = parser("data", __doc__)
+    arguments.add_argument("--rows", type=int, default=10_000, help="rows to convert and tokenize; 0: not this part")
+    arguments.add_argument("--model", type=Path, help="model folder (default: .preftune/models/SmolLM2-135M-Instruct)")
+    arguments.add_argument("--scale", type=int, nargs="*", default=[1_000_000, 10_000_000], help="rows of the streams")
+    arguments.add_argument("--measure", type=Path, help=SUPPRESS)
+    given = arguments.parse_args()
     if given.measure:
         print(json.dumps(measure(given.measure)))
         return
     result: dict[str, Any] = {}
     try:
         if given.rows:
-            result["tokens"] = tokens(given.rows, _model(given.model))
+            result["tokens"] = tokens(given.rows, starter_model(given.model))
         if given.scale:
             result["scale"] = scale(given.scale)
     except UserError as e:
         raise SystemExit(str(e)) from None
-    if given.json:
-        print(json.dumps(result, indent=1))
-        return
+    finish(result, given.json, text_of)
+
+
+def text_of(result: dict[str, Any]) -> str:
+    """The figures in words."""
+    lines = []
     if "tokens" in result:
         found = result["tokens"]
-        print(f"{found['rows']} pairs, {found['tokens_a_pair']} tokens each, prompt {found['prompt_share']:.0%}")
+        lines.append(f"{found['rows']} pairs, {found['tokens_a_pair']} tokens each, prompt {found['prompt_share']:.0%}")
         for name, rate in found["pairs_per_cpu_second"].items():
-            print(f"  {name:9} {rate:6} pairs per CPU-second ({found['cpu_seconds'][name]} s)")
-        print(f"  {found['ratio_to_trl']} × TRL, {found['ratio_to_handbook']} × alignment-handbook (target: 3)")
+            lines.append(f"  {name:9} {rate:6} pairs per CPU-second ({found['cpu_seconds'][name]} s)")
+        lines.append(f"  {found['ratio_to_trl']} × TRL, {found['ratio_to_handbook']} × alignment-handbook (target: 3)")
     if "scale" in result:
         for size, found in result["scale"]["sizes"].items():
-            print(
+            lines.append(
                 f"stream of {int(size):,} rows: peak {found['peak_mib']} MiB; {found['seconds']} s for "
                 f"{found['kept']:,} pairs of {found['read']:,} read, {found['seconds_digest']} s for the files' digest"
             )
-        print(f"  ratio of the peaks: {result['scale']['ratio_of_peaks']} (target: at most 1.3)")
+        lines.append(f"  ratio of the peaks: {result['scale']['ratio_of_peaks']} (target: at most 1.3)")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

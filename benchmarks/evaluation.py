@@ -2,7 +2,6 @@
 README.md beside this file.
 """
 
-import argparse
 import json
 import os
 import resource
@@ -10,26 +9,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from argparse import SUPPRESS
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
-RECIPE = ROOT / "recipes/starter/config_starter.yaml"
-QUIET = {"TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "true"}
+from benchmarks.common import QUIET, RECIPE, ROOT, cpu_seconds, finish, parser, starter_model, starter_rows
+
 Work = Callable[[], Any]
-
-
-def rows_of(name: str, count: int | None = None) -> list[dict[str, Any]]:
-    """Rows of the starter recipe."""
-    lines = (ROOT / f"recipes/starter/pairs/{name}.jsonl").read_text().splitlines()[:count]
-    return [json.loads(line) for line in lines]
-
-
-def cpu_seconds(who: int = resource.RUSAGE_SELF) -> float:
-    """Of all threads; other work on the machine counts for little in it."""
-    used = resource.getrusage(who)
-    return used.ru_utime + used.ru_stime
 
 
 def in_a_process(threads: int, *arguments: str) -> float:
@@ -52,7 +39,7 @@ def train(model: Path, folder: Path) -> None:
     recipe = load_recipe(RECIPE)
     used = ("beta", "loss_type", "learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs", "seed")
     sizes = ("per_device_train_batch_size", "gradient_accumulation_steps", "max_length")
-    rows = rows_of("train", recipe.mixture.datasets[0].max_rows)
+    rows = starter_rows("train", recipe.mixture.datasets[0].max_rows)
     trainer = DPOTrainer(
         model=str(model),
         args=DPOConfig(
@@ -87,7 +74,7 @@ def evaluation_job(model: Path, folder: Path, policy: Path | None, threads: int,
     settings = Evaluation.model_validate({"preset": "standard"}) if standard else load_recipe(RECIPE).evaluation
 
     folder.mkdir()
-    pairs = [to_pair(row, "starter", str(i)) for i, row in enumerate(rows_of("test"))]
+    pairs = [to_pair(row, "starter", str(i)) for i, row in enumerate(starter_rows("test"))]
     (folder / "test.jsonl").write_text("".join(p.model_dump_json() + "\n" for p in pairs))
     job = {
         "folder": str(folder),
@@ -124,7 +111,7 @@ def side_by_side(model: Path, folder: Path, count: int) -> None:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     tokenizer: Any = AutoTokenizer.from_pretrained(model)
     loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype="float32").eval()
-    pairs = [to_pair(row, "starter", str(i)) for i, row in enumerate(rows_of("test", count))]
+    pairs = [to_pair(row, "starter", str(i)) for i, row in enumerate(starter_rows("test", count))]
     prompts = sorted((tokenize_prompt(tokenizer, p.prompt) for p in pairs), key=len)
     ends = {tokenizer.eos_token_id}
 
@@ -192,6 +179,9 @@ def measure(model: Path, threads: int, count: int) -> dict[str, Any]:
             row = {"cpu_seconds": seconds, "ratio": seconds / found["training"]["cpu_seconds"]}
             found.setdefault("evaluations", {})[who] = {**row, "lines": lines, "wall_seconds": timing}
             print(json.dumps(found), file=sys.stderr)
+        found["standard_ratio"] = max(
+            found["evaluations"][f"{who}, standard"]["ratio"] for who in ("baseline", "policy")
+        )
         if count:
             part = ("--part=side_by_side", f"--model={model}", f"--folder={folder}", f"--subset={count}")
             in_a_process(threads, "benchmarks.evaluation", *part)
@@ -201,21 +191,19 @@ def measure(model: Path, threads: int, count: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.evaluation", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    parser.add_argument("--model", type=Path, required=True, help="folder of SmolLM2-135M-Instruct")
-    parser.add_argument("--threads", type=int, default=1, help="of the processor, in each process")
-    parser.add_argument("--subset", type=int, default=32, help="prompts and documents that go both ways; 0: none")
-    parser.add_argument("--part", choices=("train", "side_by_side"), help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args()
+    arguments = parser("evaluation", __doc__)
+    arguments.add_argument("--model", type=Path, help="folder of SmolLM2-135M-Instruct")
+    arguments.add_argument("--threads", type=int, default=1, help="of the processor, in each process")
+    arguments.add_argument("--subset", type=int, default=32, help="prompts and documents that go both ways; 0: none")
+    arguments.add_argument("--part", choices=("train", "side_by_side"), help=SUPPRESS)
+    arguments.add_argument("--folder", type=Path, help=SUPPRESS)
+    given = arguments.parse_args()
     if given.part == "train":
         train(given.model, given.folder)
     elif given.part == "side_by_side":
         side_by_side(given.model, given.folder, given.subset)
     else:
-        found = measure(given.model.resolve(), given.threads, given.subset)
-        print(json.dumps(found, indent=1) if given.json else text_of(found))
+        finish(measure(starter_model(given.model), given.threads, given.subset), given.json, text_of)
 
 
 def text_of(found: dict[str, Any]) -> str:

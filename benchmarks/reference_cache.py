@@ -2,12 +2,10 @@
 README.md beside this file.
 """
 
-import argparse
 import contextlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -15,21 +13,14 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-os.environ |= {"TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "true"}
+from benchmarks.common import QUIET, finish, parser, starter_rows, tiny_model
+
+os.environ |= QUIET
 
 from preftune.digest import files_digest
 
-ROOT = Path(__file__).parent.parent
 WRONG = 0.01  # nats; equal values differ by some 1e-4 at most, as batches are padded otherwise
 Row = dict[str, list[dict[str, str]]]
-
-
-def starter_rows(count: int) -> list[Row]:
-    """Pairs of the starter recipe."""
-    lines = (ROOT / "recipes/starter/pairs/train.jsonl").read_text().splitlines()[:count]
-    if len(lines) < count:
-        raise SystemExit(f"the starter recipe has {len(lines)} pairs only")
-    return [{k: row[k] for k in ("prompt", "chosen", "rejected")} for row in map(json.loads, lines)]
 
 
 def other_weights(model: Path, folder: Path) -> Path:
@@ -169,7 +160,7 @@ def worst_error(trainer: Any) -> float:
 def measure(model: Path, count: int) -> dict[str, Any]:
     """Builds both trainers after each change."""
     found, folder = [], Path(tempfile.mkdtemp())
-    rows = starter_rows(count + count // 10)
+    rows = [{k: row[k] for k in ("prompt", "chosen", "rejected")} for row in starter_rows("train", count + count // 10)]
     sides = {name: Side(name == "preftune", folder / name) for name in ("preftune", "trl")}
     for change, must, settings in changes(model, rows[:count], rows[count:], folder):
         result: dict[str, Any] = {"change": change, "must": must}
@@ -192,33 +183,29 @@ def measure(model: Path, count: int) -> dict[str, Any]:
     }
 
 
-def tiny_model(folder: Path) -> Path:
-    """The tests' model: 60 thousand random parameters, for counts; not for seconds."""
-    code = f"import conftest, pathlib; conftest.build_tiny_model(pathlib.Path({str(folder)!r}))"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT / "tests", check=True, capture_output=True)
-    return folder
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.reference_cache", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    parser.add_argument("--model", type=Path, help="model folder (default: the tests' tiny model)")
-    parser.add_argument("--pairs", type=int, default=40, help="pairs at first, of the starter recipe (at most 300)")
-    given = parser.parse_args()
+    arguments = parser("reference_cache", __doc__)
+    arguments.add_argument("--model", type=Path, help="model folder (default: the tests' tiny model)")
+    arguments.add_argument("--pairs", type=int, default=40, help="pairs at first, of the starter recipe (at most 300)")
+    given = arguments.parse_args()
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         result = measure(given.model or tiny_model(Path(folder) / "tiny"), given.pairs)
-    if given.json:
-        print(json.dumps(result, indent=1))
-        return
-    print(f"{result['model']}, {result['pairs']} pairs; computed (seconds), must, change")
+    finish(result, given.json, text_of)
+
+
+def text_of(result: dict[str, Any]) -> str:
+    """The figures in words."""
+    lines = [f"{result['model']}, {result['pairs']} pairs; computed (seconds), must, change"]
     for row in result["changes"]:
         told = ""
         for name in ("preftune", "trl"):
             wrong = "WRONG" if row[name]["worst_error"] > WRONG else ""
             told += f"{name} {row[name]['computed']:4} ({row[name]['seconds']:6.2f} s) {wrong:5}  "
-        print(f"  {told} must {row['must']:4}  {row['change']}")
-    print(f"  after the first time: {result['seconds_after_the_first']} s, ratio {result['ratio']}")
+        lines.append(f"  {told} must {row['must']:4}  {row['change']}")
+    return "\n".join(
+        [*lines, f"  after the first time: {result['seconds_after_the_first']} s, ratio {result['ratio']}"]
+    )
 
 
 if __name__ == "__main__":

@@ -28,11 +28,12 @@ _SECONDS_BETWEEN_LINES = 10
 
 
 class ResumableDPOTrainer(DPOTrainer):
-    """TRL's trainer, with two differences.
+    """TRL's trainer, with three differences.
 
     Its logged metrics survive a resume: TRL keeps its running sums in memory only. With `precompute_ref_log_probs`,
     the reference's log-probabilities are kept pair by pair; TRL keeps them by dataset, under a name that changes with
-    the seed, the adapter and most settings, but not with `max_length` where the end is kept.
+    the seed, the adapter and most settings, but not with `max_length` where the end is kept. A dataset that holds
+    token ids already is taken as it is.
 
     Args:
         reference_cache: Folder of the values. They are those of one reference model's weights: each has its own folder.
@@ -175,6 +176,12 @@ class ResumableDPOTrainer(DPOTrainer):
             if self.accelerator.is_main_process and time.monotonic() - told > _SECONDS_BETWEEN_LINES:
                 told = time.monotonic()
                 tell(f"reference log-probabilities ({name}): {done}/{len(rows)} ({told - began:.0f} s)")
+
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: DPOConfig, dataset_name: str) -> Any:
+        """TRL's, which would tokenize again what the lengths step has tokenized."""
+        if "prompt_ids" in dataset.column_names:
+            return dataset
+        return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
 
 
 def _summary(name: str, pairs: int, cached: int, computed: int) -> str:

@@ -1,7 +1,7 @@
 """Tokenizing a pair exactly as TRL's DPOTrainer does, with the model's own chat template."""
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,4 +58,5 @@ def is_of(tokenizer: Any, file: Path, pairs: Sequence[Pair]) -> bool:
         file: From `token_file.write_tokens`.
         pairs: Those that it begins with, `CHECKED` or fewer.
     """
-    return read_tokens(file, len(pairs)) == [astuple(tokenize_pair(tokenizer, p)) for p in pairs]
+    found = [tokenize_pair(tokenizer, p) for p in pairs]
+    return read_tokens(file, len(pairs)) == [(t.prompt, t.chosen, t.rejected) for t in found]

@@ -444,12 +444,14 @@ TRUNCATION = {
 
 def test_truncation() -> None:
     pairs_ids = [([1] * 10, [2] * 4, [3] * 4), ([1] * 3, [2] * 4, [3] * 4), ([1] * 3, [2] * 90, [2] * 91)]
-    found = {**truncation(pairs_ids, 8, keep_end=False), "max_length": 8}  # the shape that lengths.py gives
+    faults = ["prompt_fills_max_length", None, "identical_after_cut"]
+    pairs = list(zip(pairs_ids, faults, strict=True))
+    found = {**truncation(pairs, 8), "max_length": 8}  # the shape that lengths.py gives
     assert truncation_table(found)["summary"] == (
         "At max_length 8, 2 of 3 pairs cannot be trained on and 2 lose tokens; "
         "95% of the pairs stay whole at 128 tokens, 99% at 128."
     )
-    found = {**truncation(pairs_ids, None, keep_end=False), "max_length": None}
+    found = {**truncation(pairs, None), "max_length": None}
     assert truncation_table(found)["summary"].startswith("No max_length is set, so nothing is cut; 95% of the pairs")
     assert "tokenizer is not at hand" in truncation_table(None)["summary"]
     assert truncation_table({"not_counted": "the reason"}) == {"summary": "Not counted: the reason.", "rows": []}

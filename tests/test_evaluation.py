@@ -8,10 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import TEMPLATE
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
+import preftune.tokens
 from preftune.children import read_json_lines
+from preftune.data.lengths import count
+from preftune.data.pair_tokenizer import pair_tokenizer
 from preftune.data.pairs import Pair, to_pair
+from preftune.data.token_file import write_tokens
 from preftune.errors import UserError
 from preftune.evaluation import evaluate
 
@@ -114,6 +119,31 @@ def test_pairs_and_answers_carry_where_they_come_from(measure: Measure, pairs: l
         assert row["prompt"] == pair.prompt and row["chosen"] == pair.chosen[-1]["content"]
         assert row["logp"] == pytest.approx(row["sft_logp"], abs=1e-4)  # the starting model is its own reference
         assert row["logp_tokens"] == row["tokens"] + row["stopped"]
+
+
+def test_counted_ids_give_the_same_rows(
+    measure: Measure, tiny_model: Path, pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three of the pairs are too long; only the few that are compared are tokenized again."""
+    rows, tokenizer = tmp_path / "p.jsonl", pair_tokenizer(tiny_model, TEMPLATE)
+    rows.write_text("".join(p.model_dump_json() + "\n" for p in pairs))
+    length = sorted(len(prompt) for prompt, _, _ in tokenizer.ids(pairs))[-2]
+    file = tmp_path / "p.arrow"
+    found = count(rows, tokenizer, length, False, file)
+    gone = sorted(i for of in found["indices"].values() for i in of)
+    assert gone == [0, 5, 7]  # 7 has the prompt of 0
+    left_out = {"left_out": {"train": [], "test": gone}, "max_length": length, "truncation": "keep_start"}
+    other = tmp_path / "other.arrow"
+    with write_tokens(other):  # what it holds is not these pairs': they are tokenized
+        pass
+    expected = measure(**left_out, tokens={"test": str(other)})
+    assert len(expected["pairs"]) == len(pairs) - len(gone) == len(pairs) - len(expected["dropped"])
+    calls: list[Pair] = []
+    original = preftune.tokens.tokenize_pair
+    monkeypatch.setattr(preftune.tokens, "tokenize_pair", lambda t, p: calls.append(p) or original(t, p))
+    monkeypatch.setattr(preftune.tokens, "CHECKED", 2)
+    assert measure(**left_out, tokens={"test": str(file)}) == expected
+    assert calls == [p for i, p in enumerate(pairs) if i not in gone][:2]
 
 
 def test_a_policy_of_its_own_weights_is_held_against_the_starting_model(

@@ -4,7 +4,7 @@ import json
 import random
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -314,12 +314,16 @@ def test_fault_against_trl(ids: Ids, limit: int, keep_end: bool) -> None:
         assert name == ("identical_after_cut" if same else None)
 
 
+def counted(pairs_ids: Iterable[Ids], limit: int | None) -> dict[str, Any]:
+    return truncation(((ids, fault(ids, limit, False)) for ids in pairs_ids), limit)
+
+
 def test_truncation_by_hand() -> None:
     def row(p: int, c: int, r: int) -> Ids:
         return [0] * p, [1] * c, [2] * r
 
     pairs = [row(10, 5, 20), row(64, 1, 1), row(63, 1, 2), ([1], [2] * 80, [2] * 90), row(1, 1, 1), row(5, 0, 5)]
-    found = truncation(iter(pairs), 64, False)
+    found = counted(pairs, 64)
     assert found["pairs"] == 6
     assert found["counts"] == {"prompt_fills_max_length": 1, "empty_after_cut": 1, "identical_after_cut": 1}
     assert found["indices"] == {"prompt_fills_max_length": [1], "empty_after_cut": [5], "identical_after_cut": [3]}
@@ -328,9 +332,9 @@ def test_truncation_by_hand() -> None:
     assert found["max_length_95"] == found["max_length_99"] == 128
     assert found["percentiles"]["prompt"] == {"5": 1, "25": 1, "50": 5, "75": 63, "95": 64, "99": 64, "max": 64}
     assert found["percentiles"]["rejected"] == {"5": 1, "25": 1, "50": 2, "75": 20, "95": 90, "99": 90, "max": 90}
-    assert truncation(pairs, None, False)["cut"] == 0
-    assert truncation(pairs, None, False)["counts"]["identical_after_cut"] == 0
-    assert truncation([], 64, False)["pairs"] == 0
+    assert counted(pairs, None)["cut"] == 0
+    assert counted(pairs, None)["counts"]["identical_after_cut"] == 0
+    assert counted([], 64)["pairs"] == 0
 
 
 @pytest.mark.parametrize(
@@ -345,13 +349,13 @@ def test_truncation_by_hand() -> None:
     ],
 )
 def test_recommended_lengths(needed: list[int], limit_95: int, limit_99: int) -> None:
-    found = truncation((([0], [1] * (n - 1), [2]) for n in needed), None, False)
+    found = counted((([0], [1] * (n - 1), [2]) for n in needed), None)
     assert (found["max_length_95"], found["max_length_99"]) == (limit_95, limit_99)
 
 
 @given(st.lists(st.integers(1, 700), min_size=1, max_size=60))
 def test_recommended_length_fits(needed: list[int]) -> None:
-    found = truncation((([0], [1] * (n - 1), []) for n in needed), None, False)
+    found = counted((([0], [1] * (n - 1), []) for n in needed), None)
     for percent in (95, 99):
         limit = found[f"max_length_{percent}"]
         assert limit % 64 == 0
@@ -365,7 +369,7 @@ def test_count_of_a_file(tiny_model: Path, tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(p.model_dump_json() + "\n" for p in pairs))
     tokenizer = pair_tokenizer(tiny_model, TEMPLATE)
-    found = count(path, tokenizer, 64, False)
-    assert found == truncation(tokenizer.ids(pairs), 64, False)
+    found = count(path, tokenizer, 64, False, tmp_path / "ids.arrow")
+    assert found == counted(tokenizer.ids(pairs), 64)
     assert found["pairs"] == 2300
     assert found["counts"]["prompt_fills_max_length"] > 100

@@ -126,7 +126,7 @@ def test_less_padding(tiny_model: Path, tmp_path: Path) -> None:
         keys = {**KEYS, "max_length": 512, "gradient_accumulation_steps": 8}
         trainer = our_trainer(tiny_model, starter(64), tmp_path / way, reference=tmp_path / "r", fast_path=way, **keys)
         found[way] = sum(slots(batch) for batch in trainer.get_train_dataloader())
-    assert found["auto"] < 0.95 * found["off"]
+    assert found["auto"] < 0.96 * found["off"]
 
 
 def test_another_order_in_each_epoch(tiny_model: Path, tmp_path: Path) -> None:

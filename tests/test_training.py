@@ -125,6 +125,63 @@ def test_pairs_that_were_found_untrainable_are_left_out(job: dict[str, Any]) -> 
     assert json.loads((Path(job["folder"]) / "train.json").read_text())["pairs"] == 9
 
 
+def with_tokens(job: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The job with what the lengths step finds and writes."""
+    from conftest import TEMPLATE
+
+    from preftune.data.lengths import count
+    from preftune.data.pair_tokenizer import pair_tokenizer
+
+    folder.mkdir()
+    limit, tokenizer = job["training"]["max_length"], pair_tokenizer(Path(job["model_path"]), TEMPLATE)
+    files = {side: folder / f"{side}.arrow" for side in ("train", "test")}
+    found = {side: count(Path(job[side]), tokenizer, limit, False, file)["indices"] for side, file in files.items()}
+    gone = {side: sorted(i for rows in of.values() for i in rows) for side, of in found.items()}
+    return {**job, "left_out": gone, "tokens": {side: str(file) for side, file in files.items()}}
+
+
+def trained(job: dict[str, Any], folder: Path) -> tuple[bytes, list[dict[str, Any]], dict[str, Any]]:
+    """Weights, metrics and summary."""
+    from preftune.training import train
+
+    folder.mkdir()
+    train({**job, "folder": str(folder), "reference": str(folder / "reference")})
+    weights = next((folder / "model").glob("*.safetensors")).read_bytes()
+    return weights, metrics_of({"folder": str(folder)}), json.loads((folder / "train.json").read_text())
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_peft": True, "lora_r": 4}])
+def test_counted_ids_give_the_same_weights(
+    job: dict[str, Any], tmp_path: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Byte for byte, two pairs left out, evaluating on the way; nothing is tokenized again, nothing written there."""
+    from trl import DPOTrainer
+
+    long = [p.model_copy(update={"prompt": [{"role": "user", "content": "one two " * 99}]}) for p in pairs_of(job)[:2]]
+    rows = [long[0], *pairs_of(job), long[1]]
+    for side in ("train", "test"):
+        Path(job[side]).write_text("".join(p.model_dump_json() + "\n" for p in rows))
+    job["model"] = settings
+    job["training"] |= {"eval_strategy": "steps", "eval_steps": 3.0, "per_device_eval_batch_size": 4}
+    counted = with_tokens(job, tmp_path / "lengths")
+    assert counted["left_out"] == {"train": [0, 13], "test": [0, 13]}
+    files = sorted((p, p.stat().st_mtime_ns) for p in (tmp_path / "lengths").iterdir())
+    expected = trained({**counted, "tokens": None}, tmp_path / "messages")
+    monkeypatch.setattr(DPOTrainer, "_prepare_dataset", None)
+    assert trained(counted, tmp_path / "ids") == expected
+    assert expected[2]["pairs"] == 12 and any("eval/loss" in m["metrics"] for m in expected[1])
+    assert sorted((p, p.stat().st_mtime_ns) for p in (tmp_path / "lengths").iterdir()) == files
+
+
+def test_ids_of_another_template_are_not_trained_on(job: dict[str, Any], tmp_path: Path) -> None:
+    """As those of a template that writes today's date are tomorrow."""
+    from conftest import TEMPLATE
+
+    counted = with_tokens(job, tmp_path / "lengths")
+    job["chat_template"] = counted["chat_template"] = TEMPLATE.replace("\n", " ")
+    assert trained(counted, tmp_path / "ids") == trained(job, tmp_path / "messages")
+
+
 def test_a_gradient_that_is_not_finite_stops_the_training(job: dict[str, Any], tmp_path: Path) -> None:
     import shutil
 

@@ -62,30 +62,42 @@ def _part(timing: dict[str, float], name: str, doing: str) -> Iterator[None]:
     timing[name] = round(time.monotonic() - began, 1)
 
 
+def _tokens(job: Row, tokenizer: Any, pairs: list[Pair]) -> dict[int, Any]:
+    """By the pair's number: the tokens of those of which something is left at max_length."""
+    from preftune.data.token_file import read_tokens
+    from preftune.tokens import CHECKED, TokenizedPair, is_of, tokenize_pair
+
+    if job["left_out"] is None:
+        tokens = ((i, tokenize_pair(tokenizer, p)) for i, p in enumerate(pairs))
+        keep_end = job["truncation"] == "keep_end"
+        return {i: t for i, t in tokens if keep_end or len(t.prompt) < job["max_length"]}
+    gone = set(job["left_out"]["test"])
+    kept = [i for i in range(len(pairs)) if i not in gone]
+    file = Path(job["tokens"]["test"])
+    if is_of(tokenizer, file, [pairs[i] for i in kept[:CHECKED]]):
+        found = [TokenizedPair(*ids) for ids in read_tokens(file, len(kept))]
+    else:
+        found = [tokenize_pair(tokenizer, pairs[i]) for i in kept]
+    return dict(zip(kept, found, strict=True))
+
+
 def _held_out(job: Row, tokenizer: Any) -> tuple[list[Pair], list[Any]]:
     """The pairs of which something is left at max_length, and their tokens; the others are written down."""
     from preftune.data.mixture import load_pairs
-    from preftune.tokens import tokenize_pair
 
     max_length = job["max_length"]
     pairs = load_pairs(Path(job["pairs"]))[: job["evaluation"]["max_pairs"]]
-    tokens = [tokenize_pair(tokenizer, p) for p in pairs]
-    gone = None if job["left_out"] is None else set(job["left_out"]["test"])
-    fits = [
-        i not in gone if gone is not None else len(t.prompt) < max_length or job["truncation"] == "keep_end"
-        for i, t in enumerate(tokens)
-    ]
-    if not any(fits):
+    tokens = _tokens(job, tokenizer, pairs)
+    if not tokens:
         raise UserError(
             f"no held-out pair can be measured at max_length={max_length}: its prompt alone fills it",
             "max_length",
             "raise max_length",
         )
-    if left_out := [p.row_id for p, ok in zip(pairs, fits, strict=True) if not ok]:
+    if left_out := [p.row_id for i, p in enumerate(pairs) if i not in tokens]:
         tell(f"{len(left_out)} of {len(pairs)} held-out pairs left out: nothing of them is left at {max_length=}")
     _write(Path(job["folder"]) / "dropped.jsonl", [{"row_id": r} for r in left_out])
-    kept = [(p, t) for p, t, ok in zip(pairs, tokens, fits, strict=True) if ok]
-    return [p for p, _ in kept], [t for _, t in kept]
+    return [pairs[i] for i in tokens], list(tokens.values())
 
 
 def _pair_rows(pairs: list[Pair], scores: list[Any]) -> list[Row]:
@@ -176,8 +188,8 @@ def evaluate(job: Row) -> None:
 
     Args:
         job: `folder`, `model_path`, `revision`, `chat_template`, `dtype`, `policy` (a folder with a model or an
-            adapter, for the policy only), `pairs` (file), `suites` (file of questions, or null), `left_out` (as in
-            training.py), `evaluation` (the recipe's section), `max_length`, `truncation`, `threads`.
+            adapter, for the policy only), `pairs` (file), `suites` (file of questions, or null), `left_out` and
+            `tokens` (as in training.py), `evaluation` (the recipe's section), `max_length`, `truncation`, `threads`.
 
     Writes:
         pairs.jsonl: row_id, group_id, source, topic, digest (of the texts), chosen_logp, rejected_logp (nats, summed

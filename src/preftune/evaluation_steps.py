@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from preftune import keys, store
-from preftune.data.steps import left_out
+from preftune.data.steps import left_out, tokens
 from preftune.judges.find import FoundJudge
 from preftune.model_process import Tell, model_job, one_process, quiet, run_model_child
 from preftune.models import StartingModel
@@ -86,6 +86,7 @@ def _make_evaluation(
             "evaluation": _settings(recipe, workspace),
             "suites": _questions(recipe, workspace, folder, tell),
             "left_out": left_out(lengths, workspace),
+            "tokens": tokens(lengths, workspace),
             "max_length": keys.max_length(recipe),
             "truncation": keys.truncation(recipe),
         }

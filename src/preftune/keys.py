@@ -57,7 +57,7 @@ _MIXTURE_CODE = (
     *("data/mixture", "data/doubles", "data/pairs", "data/overlap", "data/decontamination", "data/check_list"),
     *("lm_tasks/documents", "lm_tasks/facts.jsonl", "lm_tasks/instructions.jsonl"),  # never trained on
 )
-_LENGTHS_CODE = ("data/lengths", "data/pair_tokenizer", "data/tokenizer_files")
+_LENGTHS_CODE = ("data/lengths", "data/pair_tokenizer", "data/tokenizer_files", "data/token_file")
 _TRAINING_CODE = (
     *(
         "training",
@@ -141,7 +141,7 @@ def mixture_key(
 
 
 def lengths_key(recipe: Recipe, model: StartingModel, mixture: StepResult) -> str:
-    """Key of the token counts: the pairs, tokenizer and template, and where sequences are cut."""
+    """Key of the token ids and their counts: the pairs, tokenizer and template, and where sequences are cut."""
     severity = {name: recipe.validation.does(name) for name in check_list.TOKENS}
     return json_digest(
         {

@@ -1,9 +1,14 @@
 """Tokenizing a pair exactly as TRL's DPOTrainer does, with the model's own chat template."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from preftune.data.pairs import Message, Pair
+from preftune.data.token_file import read_tokens
+
+CHECKED = 8  # pairs at the beginning of a file of ids
 
 
 @dataclass(frozen=True)
@@ -41,3 +46,17 @@ def tokenize_pair(tokenizer: Any, pair: Pair) -> TokenizedPair:
     rejected = _ids(tokenizer, pair.prompt + pair.rejected)
     n = min(_common_prefix(prompt, chosen), _common_prefix(prompt, rejected))
     return TokenizedPair(prompt[:n], chosen[n:], rejected[n:])
+
+
+def is_of(tokenizer: Any, file: Path, pairs: Sequence[Pair]) -> bool:
+    """Whether the ids of a file are this tokenizer's, as far as its first pairs tell.
+
+    They were found without transformers, perhaps days ago: a template may write today's date.
+
+    Args:
+        tokenizer: The model's, with its chat template.
+        file: From `token_file.write_tokens`.
+        pairs: Those that it begins with, `CHECKED` or fewer.
+    """
+    found = [tokenize_pair(tokenizer, p) for p in pairs]
+    return read_tokens(file, len(pairs)) == [(t.prompt, t.chosen, t.rejected) for t in found]

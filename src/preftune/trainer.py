@@ -34,8 +34,13 @@ class ResumableDPOTrainer(DPOTrainer):
 
     Its logged metrics survive a resume: TRL keeps its running sums in memory only. With `precompute_ref_log_probs`,
     the reference's log-probabilities are kept pair by pair; TRL keeps them by dataset, under a name that changes with
+<<<<<<< HEAD
     the seed, the adapter and most settings, but not with `max_length` where the end is kept. And it is faster, with
     the same losses: packed rows (fast_path.py), sorted micro-batches (sorted_batches.py).
+=======
+    the seed, the adapter and most settings, but not with `max_length` where the end is kept. A dataset that holds
+    token ids already is taken as it is.
+>>>>>>> i6-K
 
     Args:
         reference_cache: Folder of the values. They are those of one reference model's weights: each has its own folder.
@@ -235,6 +240,12 @@ class ResumableDPOTrainer(DPOTrainer):
             if self.accelerator.is_main_process and time.monotonic() - told > _SECONDS_BETWEEN_LINES:
                 told = time.monotonic()
                 tell(f"reference log-probabilities ({name}): {done}/{len(rows)} ({told - began:.0f} s)")
+
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: DPOConfig, dataset_name: str) -> Any:
+        """TRL's, which would tokenize again what the lengths step has tokenized."""
+        if "prompt_ids" in dataset.column_names:
+            return dataset
+        return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
 
 
 def _summary(name: str, pairs: int, cached: int, computed: int) -> str:

@@ -75,11 +75,16 @@ def _build_trainer(job: dict[str, Any], folder: Path) -> tuple[Any, int]:
         tokenizer.chat_template = job["chat_template"]
     if tokenizer.pad_token is None:  # TRL's DPO trainer does this, its ORPO trainer does not
         tokenizer.pad_token = tokenizer.eos_token
-    left_out = job["left_out"] or {"train": None, "test": None}
+    left_out: dict[str, Any] = job["left_out"] or {"train": None, "test": None}
     keep_start = is_orpo or args.truncation_mode == "keep_start"
 
     def rows(side: str, limit: int | None, dropped: str) -> Any:
-        data = setup.load_pairs(Path(job[side]), limit)
+        pairs = Path(job[side])
+        if job.get("tokens") and not is_orpo:  # TRL's ORPO trainer cuts while it tokenizes
+            data = setup.load_tokens(Path(job["tokens"][side]), pairs, left_out[side], tokenizer, limit)
+            if data is not None:
+                return data
+        data = setup.load_pairs(pairs, limit)
         return setup.trainable(data, left_out[side], tokenizer, args.max_length, keep_start, folder / dropped)
 
     data = rows("train", None, "dropped.jsonl")
@@ -110,8 +115,9 @@ def train(job: dict[str, Any]) -> None:
     Args:
         job: `folder` (the step's partial folder), `method`, `recipe` (model and training sections), `model` (path,
             revision), `chat_template`, `train`, `test` (files of pairs), `left_out` (side → line numbers from 0, or
-            None), `eval_pairs`, `threads`, `reference` (folder of the starting model's log-probabilities),
-            `fingerprint` (what a checkpoint must be of to be resumed from).
+            None), `tokens` (side → file with the token ids of the others, or None), `eval_pairs`, `threads`,
+            `reference` (folder of the starting model's log-probabilities), `fingerprint` (what a checkpoint must be
+            of to be resumed from).
 
     Raises:
         UserError: If nothing can be learned from these settings and data.

@@ -10,6 +10,7 @@ from typing import Any
 
 from preftune import ranks
 from preftune.children import read_json_lines, tell
+from preftune.data.pairs import Pair
 from preftune.errors import UserError
 
 
@@ -69,6 +70,36 @@ def load_pairs(path: Path, rows: int | None = None) -> Any:
     pairs = read_json_lines(path)[:rows]
     names = [f"{p['source']} {p['row_id']}" for p in pairs]
     return Dataset.from_dict({"id": names, **{k: [p[k] for p in pairs] for k in ("prompt", "chosen", "rejected")}})
+
+
+def load_tokens(file: Path, pairs: Path, left_out: list[int], tokenizer: Any, rows: int | None = None) -> Any:
+    """The same as token ids, memory-mapped as the lengths step wrote them: TRL's columns, and `id`.
+
+    Args:
+        file: From `token_file.write_tokens`.
+        pairs: Of which it is.
+        left_out: Their line numbers that are not in it.
+        tokenizer: The model's.
+        rows: Only what is in it of the first lines.
+
+    Returns:
+        The dataset; None if the ids are not this tokenizer's.
+    """
+    from datasets import Dataset
+
+    from preftune.tokens import CHECKED, is_of
+
+    gone = set(left_out)
+    with pairs.open() as f:
+        first = [line for i, line in zip(range(CHECKED + len(gone)), f, strict=False) if i not in gone][:CHECKED]
+    if not is_of(tokenizer, file, [Pair.model_validate_json(line) for line in first]):
+        tell("the pairs are tokenized again: the tokenizer or its template gives other ids here and now")
+        return None
+    data = Dataset.from_file(str(file))
+    if rows is None:
+        return data
+    # From the first row on: any other selection may be written, into the step's finished folder.
+    return data.select(range(min(rows - sum(i < rows for i in gone), len(data))))
 
 
 def trainable(

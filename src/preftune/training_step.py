@@ -12,7 +12,7 @@ from typing import Any
 from preftune import accelerate_configs, keys, store
 from preftune.accelerate_configs import Launch
 from preftune.children import run_child
-from preftune.data.steps import left_out
+from preftune.data.steps import left_out, tokens
 from preftune.errors import StepError
 from preftune.fitting import LESS, run_fitting
 from preftune.model_process import Tell, child_env, model_job, one_process, quiet, run_model_child
@@ -45,6 +45,7 @@ def training_job(
         "train": str(data / "train.jsonl"),
         "test": str(data / "test.jsonl"),
         "left_out": left_out(lengths, workspace),
+        "tokens": tokens(lengths, workspace),
         "eval_pairs": recipe.evaluation.training_pairs,
         "reference": str(workspace.home / "reference" / model.weights),
         "fingerprint": keys.fingerprint(recipe, model, mixture),

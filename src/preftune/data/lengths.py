@@ -13,6 +13,7 @@ from typing import Any
 from preftune.data.check_list import CHECKS, TOKENS
 from preftune.data.pair_tokenizer import Ids, PairTokenizer
 from preftune.data.pairs import Pair
+from preftune.data.token_file import write_tokens
 from preftune.errors import UserError
 from preftune.schema import Validation
 
@@ -47,13 +48,12 @@ def _at(ordered: list[int], percent: int) -> int:
     return ordered[max(-(-len(ordered) * percent // 100), 1) - 1]
 
 
-def truncation(pairs_ids: Iterable[Ids], max_length: int | None, keep_end: bool) -> dict[str, Any]:
+def truncation(pairs: Iterable[tuple[Ids, str | None]], max_length: int | None) -> dict[str, Any]:
     """Counts what a `max_length` does to pairs; keeps their lengths only.
 
     Args:
-        pairs_ids: (prompt, chosen, rejected) ids of each pair.
+        pairs: (prompt, chosen, rejected) ids of each pair, and its `fault`.
         max_length: The limit of prompt + answer; None: no limit.
-        keep_end: Cut at the start instead of at the end.
 
     Returns:
         `pairs`; `tokens` in both sequences of the pairs that can be trained on, after the cut; `counts` and `indices`
@@ -66,11 +66,11 @@ def truncation(pairs_ids: Iterable[Ids], max_length: int | None, keep_end: bool)
     lengths = {"prompt": array("l"), "chosen": array("l"), "rejected": array("l")}
     needed = array("l")
     tokens = 0
-    for index, pair in enumerate(pairs_ids):
+    for index, (pair, name) in enumerate(pairs):
         for of, ids in zip(lengths.values(), pair, strict=True):
             of.append(len(ids))
         needed.append(len(pair[0]) + max(len(pair[1]), len(pair[2])))
-        if (name := fault(pair, max_length, keep_end)) is not None:
+        if name is not None:
             indices[name].append(index)
         else:
             tokens += sum(min(len(pair[0]) + len(answer), max_length or sys.maxsize) for answer in pair[1:])
@@ -119,22 +119,27 @@ def stop_if_untrainable(found: dict[str, Any], max_length: int | None, validatio
     )
 
 
-def _all_ids(path: Path, tokenizer: PairTokenizer) -> Iterator[Ids]:
-    with path.open() as f:
-        while lines := list(itertools.islice(f, CHUNK)):
-            yield from tokenizer.ids([Pair.model_validate_json(line) for line in lines])
-
-
-def count(path: Path, tokenizer: PairTokenizer, max_length: int | None, keep_end: bool) -> dict[str, Any]:
-    """`truncation` of a file of pairs, in memory that does not grow with the texts.
+def count(path: Path, tokenizer: PairTokenizer, max_length: int | None, keep_end: bool, target: Path) -> dict[str, Any]:
+    """`truncation` of a file of pairs, in memory that does not grow with it; writes their ids, too.
 
     Args:
         path: A step's .jsonl of pairs.
         tokenizer: From `pair_tokenizer`.
         max_length: The limit of prompt + answer; None: no limit.
         keep_end: Cut at the start instead of at the end.
+        target: Gets the whole ids of the pairs that have no `fault`, in their order, as `token_file` writes them.
 
     Raises:
         NotCounted: If the chat template refuses a conversation.
     """
-    return truncation(_all_ids(path, tokenizer), max_length, keep_end)
+
+    def tokenized() -> Iterator[tuple[Ids, str | None]]:
+        with path.open() as f, write_tokens(target) as write:
+            while lines := list(itertools.islice(f, CHUNK)):
+                pairs = [Pair.model_validate_json(line) for line in lines]
+                rows = tokenizer.ids(pairs)
+                faults = [fault(ids, max_length, keep_end) for ids in rows]
+                write([(p, ids) for p, ids, name in zip(pairs, rows, faults, strict=True) if name is None])
+                yield from zip(rows, faults, strict=True)
+
+    return truncation(tokenized(), max_length)

@@ -58,10 +58,10 @@ def make_data(workspace: Workspace, recipe: Recipe, found: list[Source]) -> tupl
 
 
 def make_lengths(workspace: Workspace, recipe: Recipe, model: StartingModel, mixture: StepResult) -> StepResult:
-    """Counts, with the model's tokenizer and template, what the recipe's max_length does to the pairs.
+    """Tokenizes the pairs with the model's tokenizer and template; counts what the recipe's max_length does to them.
 
     The info holds `lengths.truncation` of each side, without the indices (these stand in `left_out.json`), or
-    `not_counted` with the reason.
+    `not_counted` with the reason. The ids stand in train.arrow and test.arrow, for the training and the evaluations.
 
     Raises:
         UserError: If too many pairs cannot be trained on, or a check set to `fail` failed.
@@ -73,8 +73,10 @@ def make_lengths(workspace: Workspace, recipe: Recipe, model: StartingModel, mix
         place = mixture.folder(workspace)
         try:
             tokenizer = pair_tokenizer(Path(model.files), model.template)
-            sides = {s: count(place / f"{s}.jsonl", tokenizer, limit, keep_end) for s in SIDES}
+            sides = {s: count(place / f"{s}.jsonl", tokenizer, limit, keep_end, folder / f"{s}.arrow") for s in SIDES}
         except NotCounted as e:
+            for side in SIDES:
+                (folder / f"{side}.arrow").unlink(missing_ok=True)
             (folder / "lengths.json").write_text(json.dumps({"not_counted": str(e)}))
             (folder / "quarantine.jsonl").touch()
             return {"not_counted": str(e)}
@@ -106,6 +108,13 @@ def left_out(lengths: StepResult, workspace: Workspace) -> dict[str, list[int]] 
     if "not_counted" in lengths.info:
         return None
     return json.loads((lengths.folder(workspace) / "left_out.json").read_text())
+
+
+def tokens(lengths: StepResult, workspace: Workspace) -> dict[str, str] | None:
+    """Side → file with the token ids of its pairs that are not `left_out`; None if they could not be told."""
+    if "not_counted" in lengths.info:
+        return None
+    return {side: str(lengths.folder(workspace) / f"{side}.arrow") for side in SIDES}
 
 
 def make_audit(

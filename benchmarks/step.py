@@ -1,7 +1,6 @@
 """What a training step costs beside TRL's: `python -m benchmarks.step [--json]`; see README.md beside this file."""
 
-import argparse
-import json
+import math
 import os
 import random
 import statistics
@@ -13,7 +12,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from benchmarks.evaluation import cpu_seconds, rows_of
+from benchmarks.common import cpu_seconds, finish, parser, starter_model, starter_rows
 
 MICRO, ACCUMULATED = 4, 8
 PROMPT, ANSWER = (121.5, 0.9), (60.75, 0.9)  # mean of tokens, sigma of their logarithms: hh-rlhf's, about
@@ -21,8 +20,6 @@ PROMPT, ANSWER = (121.5, 0.9), (60.75, 0.9)  # mean of tokens, sigma of their lo
 
 def lognormal(mean: float, sigma: float, count: int, generator: random.Random) -> list[int]:
     """So many quantiles of a lognormal distribution, in random order: few draws would depend on chance."""
-    import math
-
     normal, mu = statistics.NormalDist(), math.log(mean) - sigma**2 / 2
     quantiles = [math.exp(mu + sigma * normal.inv_cdf((i + 0.5) / count)) for i in range(count)]
     scale = mean / statistics.mean(quantiles)
@@ -40,7 +37,7 @@ def made_pairs(tokenizer: Any, count: int, seed: int = 1) -> list[dict[str, list
         seed: Of the order.
     """
     generator = random.Random(seed)
-    texts = [m["content"] for row in rows_of("train") for side in ("chosen", "rejected") for m in row[side]]
+    texts = [m["content"] for row in starter_rows("train") for side in ("chosen", "rejected") for m in row[side]]
     stream = [t for ids in tokenizer(texts, add_special_tokens=False)["input_ids"] for t in ids]
 
     def words(length: int) -> list[int]:
@@ -78,12 +75,6 @@ def trainer_of(
         def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
             return dataset
 
-    class Ours(ResumableDPOTrainer):
-        """Likewise."""
-
-        def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
-            return dataset
-
     args = DPOConfig(
         output_dir=str(folder / "output"),
         use_cpu=True,
@@ -113,7 +104,7 @@ def trainer_of(
     if lora:
         shared["peft_config"] = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     if kind == "preftune":
-        return Ours(reference_cache=folder / "reference", **shared)
+        return ResumableDPOTrainer(reference_cache=folder / "reference", **shared)
     if not lora and kind == "trl":
         shared["ref_model"] = AutoModelForCausalLM.from_pretrained(model_path, dtype="float32")
     return Tokenized(**shared)
@@ -180,21 +171,22 @@ def measure(model_path: Path, count: int, rounds: int, max_length: int, lora: bo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    parser.add_argument("--model", type=Path, default=Path(".preftune/models/SmolLM2-135M-Instruct"))
-    parser.add_argument("--pairs", type=int, default=MICRO * ACCUMULATED, help="in the optimizer step; of four")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--max-length", type=int, default=256)
-    parser.add_argument("--full", action="store_true", help="all weights, in place of LoRA")
-    given = parser.parse_args()
-    found = measure(given.model, given.pairs, given.rounds, given.max_length, not given.full)
-    if given.json:
-        print(json.dumps(found, indent=1))
-        return
-    for name in ("cached_ratio", "cold_ratio", "precompute_ratio"):
-        print(f"{name}: {found[name]:.3f}")
-    print(f"max_abs_logp_diff: {found['max_abs_logp_diff']:.1e}")
+    arguments = parser("step", __doc__)
+    arguments.add_argument("--model", type=Path, help="folder of SmolLM2-135M-Instruct")
+    arguments.add_argument("--pairs", type=int, default=MICRO * ACCUMULATED, help="in the optimizer step")
+    arguments.add_argument("--rounds", type=int, default=3)
+    arguments.add_argument("--max-length", type=int, default=256)
+    arguments.add_argument("--full", action="store_true", help="all weights, in place of LoRA")
+    given = arguments.parse_args()
+    found = measure(starter_model(given.model), given.pairs, given.rounds, given.max_length, not given.full)
+    finish(found, given.json, text_of)
+
+
+def text_of(found: dict[str, Any]) -> str:
+    """The figures in words."""
+    names = ("cached_ratio", "cold_ratio", "precompute_ratio")
+    lines = [f"{name}: {found[name]:.3f}" for name in names]
+    return "\n".join([*lines, f"max_abs_logp_diff: {found['max_abs_logp_diff']:.1e}"])
 
 
 if __name__ == "__main__":

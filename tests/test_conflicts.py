@@ -64,6 +64,8 @@ OURS = [
     ({"load_in_4bit": True}, "load_in_4bit", "cannot be trained"),
     ({"load_in_4bit": True, "load_in_8bit": True, "use_peft": True}, "load_in_8bit", "4 and in 8"),
     ({"merge_adapter": True}, "merge_adapter", "no adapter"),
+    ({"micro_batch_tokens": 4096, "loss_type": ["sft"]}, "micro_batch_tokens", "as a whole"),
+    ({"micro_batch_tokens": 4096, "method": "orpo"}, "micro_batch_tokens", "orpo"),
     ({"use_peft": True, "lora_target_modules": ["q_proj", "lm_head"]}, "lora_target_modules", "lm_head"),
     ({"use_peft": True, "lora_task_type": "SEQ_CLS"}, "lora_task_type", "SEQ_CLS"),
     ({"method": "orpo", "max_length": None}, "max_length", "ORPO needs a limit"),

@@ -102,6 +102,23 @@ def test_the_same_log_probabilities_and_gradients(kind: str, padded_left: bool, 
         assert float((one.grad - other.grad).abs().max()) <= 1e-5 * largest, name
 
 
+@pytest.mark.filterwarnings("ignore:_compile flag on create_block_mask:DeprecationWarning")  # transformers passes it
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # torch's own use
+def test_flex_attention_sees_the_same() -> None:
+    """Forward only: on a CPU torch has no backward pass for it."""
+    import torch
+
+    from preftune.fast_path import install, reason_against
+
+    bare, mine = model_of("llama"), model_of("llama")
+    mine.set_attn_implementation("flex_attention")
+    assert reason_against(mine, LIMIT) is None
+    install(mine, probes=True)
+    with torch.no_grad():
+        expected, found = (model(**rows(False), fused_lm_head=True).log_probs for model in (bare, mine))
+    assert float((found - expected).abs().max()) < 1e-4
+
+
 def test_fewer_tokens_go_through_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     import trl.trainer.utils as head
 

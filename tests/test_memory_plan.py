@@ -117,8 +117,12 @@ def test_checkpointing_keeps_each_layer_s_input() -> None:
 
 
 def test_a_recipe_s_defaults_on_a_gpu_and_on_a_cpu() -> None:
-    """bf16 and checkpointing are TRL's defaults, for a GPU; the reference is cached."""
+    """bf16 is TRL's default, for a GPU; the reference is cached; checkpointing where memory needs it."""
     gpu, cpu = settings_of(recipe(), SMOL, A100), settings_of(recipe(), SMOL, CPU)
+    small = settings_of(recipe(per_device_train_batch_size=1, max_length=256), SMOL, H100)
+    assert small.checkpointing is False
+    assert step_memory(SMOL, small).needed <= 0.8 * H100.memory
+    assert step_memory(SMOL, replace(gpu, checkpointing=False)).needed > 0.8 * A100.memory
     assert (gpu.mixed, gpu.checkpointing, gpu.weight_bytes, gpu.frozen_copy) == (True, True, 4, False)
     assert (cpu.mixed, cpu.checkpointing, cpu.on_cpu) == (False, False, True)
     assert (gpu.pairs, gpu.accumulation, gpu.length) == (8, 1, 1024)

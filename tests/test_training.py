@@ -225,7 +225,10 @@ def test_recipe_keys_win_over_the_machine_s() -> None:
 
     found = trainer_arguments({"gradient_checkpointing": True, "beta": 0.3}, Path("x"), Machine(False, False))
     assert (found["activation_checkpointing"], found["bf16"], found["beta"]) == (True, False, 0.3)
-    assert "bf16" not in trainer_arguments({}, Path("x"), Machine(True, True)), "on a GPU TRL's default stands"
+    gpu = trainer_arguments({}, Path("x"), Machine(True, True))
+    assert "bf16" not in gpu, "on a GPU TRL's default stands"
+    assert gpu["tf32"] and not trainer_arguments({"tf32": False}, Path("x"), Machine(True, True))["tf32"]
+    assert "tf32" not in trainer_arguments({}, Path("x"), Machine(True, False))
 
 
 def test_a_gpu_without_bfloat16_trains_in_float16(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from preftune.errors import UserError
 from preftune.known_keys import specs
+from preftune.losses import NOT_BY_PAIR
 from preftune.old_keys import Problem
 
 # The f-divergence's β·log Z cancels only in losses on the difference of chosen and rejected (TRL's own list).
@@ -35,7 +36,8 @@ def conflicts(method: str, values: dict[str, Any], where: str) -> list[Problem]:
 
     Args:
         method: `dpo` or `orpo`.
-        values: TRL's keys (model, training, hub) and `merge_adapter`, each already of its type and range.
+        values: TRL's keys (model, training, hub), `merge_adapter` and `micro_batch_tokens`, each already of its type
+            and range.
         where: File, for messages.
 
     Returns:
@@ -48,6 +50,7 @@ def conflicts(method: str, values: dict[str, Any], where: str) -> list[Problem]:
         _reference(s)
     elif s["max_length"] is None:
         s.wrong("max_length", "ORPO needs a limit: TRL would take 512 without asking", "for example max_length: 1024")
+    _pieces(s, method)
     _precision(s)
     _strategies(s)
     _schedule(s)
@@ -67,6 +70,13 @@ def _model(s: _Settings, method: str) -> None:
         s.wrong("lora_task_type", f"{s['lora_task_type']} adapts another kind of model", "remove it: CAUSAL_LM")
     if method == "dpo" and s["use_peft"] and "lm_head" in (s["lora_target_modules"] or []):
         s.wrong("lora_target_modules", "an adapter on lm_head is never trained by TRL's DPO", "take lm_head out")
+
+
+def _pieces(s: _Settings, method: str) -> None:
+    whole = ["orpo"] if method == "orpo" else [loss for loss in s["loss_type"] if loss in NOT_BY_PAIR]
+    if s.values.get("micro_batch_tokens") and whole:
+        message = f"{whole[0]} looks at a micro-batch as a whole: in pieces it would be another loss"
+        s.wrong("micro_batch_tokens", message, "remove it, and lower per_device_train_batch_size")
 
 
 def _losses(s: _Settings) -> None:

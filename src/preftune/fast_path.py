@@ -22,9 +22,10 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from trl.trainer.utils import FusedCausalLMOutput
 
 from preftune.children import tell
-from preftune.packing import Packed, pack, sees
+from preftune.packing import Packed, pack, sees, sees_in_blocks
 
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}  # nats a token; others: 16 bits round by some hundredths
+_MASKS = {"sdpa": sees, "flex_attention": sees_in_blocks}  # by transformers' attn_implementation
 _PROBED = 64  # tokens of each sequence that the first batch is compared on
 
 
@@ -83,8 +84,8 @@ def reason_against(model: Any, max_length: int | None) -> str | None:
             return f"{bare.config.model_type} keeps a state that runs from token to token"
     if not layers:
         return f"{bare.config.model_type} keeps a state that runs from token to token"
-    if (attention := config._attn_implementation) != "sdpa":
-        return f"attn_implementation: {attention} takes no mask for packed rows (sdpa does)"
+    if (attention := config._attn_implementation) not in _MASKS:
+        return f"attn_implementation: {attention} takes no mask for packed rows (sdpa and flex_attention do)"
     rates = [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)]
     rates += [getattr(config, name, 0.0) or 0.0 for name in ("attention_dropout", "attn_pdrop")]
     if any(rates):
@@ -138,7 +139,7 @@ def _packed_forward(original: Any, model: Any, packed: Packed, input_ids: torch.
     with _only(model.base_model, packed.at):
         return original(
             packed.ids,
-            attention_mask=sees(packed.parts),
+            attention_mask=_MASKS[model.config._attn_implementation](packed.parts),
             position_ids=packed.positions,
             shift_labels=targets[None],
             fused_lm_head=True,

@@ -70,6 +70,7 @@ _TRAINING_CODE = (
         "tokens",
         "checkpoints",
         "fast_path",
+        "losses",
         "packing",
         "sorted_batches",
     ),

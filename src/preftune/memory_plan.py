@@ -19,6 +19,8 @@ from preftune.schema import Recipe
 # What allocators lose to gaps between blocks of changing sizes, and what a CUDA context with its libraries (on a CPU:
 # a Python process with torch and TRL) takes. Guesses, until somebody measures.
 FRAGMENTATION, CONTEXT = 1.1, 1 * GIB
+# Where a recipe says nothing of gradient checkpointing, it is off if the plan without it takes at most this share.
+ROOMY = 0.8
 UNLIMITED = 2048  # tokens that are planned for where neither max_length nor a count of the data says how many
 
 
@@ -123,12 +125,12 @@ def settings_of(
     adapter = 2 if quantized and not value("fp16") else 4
     dpo = recipe.method == "dpo"
     cached = dpo and bool(recipe.training.get("precompute_ref_log_probs"))
-    return Settings(
+    s = Settings(
         pairs=int(value("per_device_train_batch_size")),
         length=min(lengths, default=UNLIMITED),
         accumulation=int(value("gradient_accumulation_steps")),
-        checkpointing=bool(not on_cpu if asked is None else asked),
-        attention="flash" if "flash" in attention else "eager" if attention == "eager" else "sdpa",
+        checkpointing=bool(asked),
+        attention="flash" if "fl" in attention else "eager" if attention == "eager" else "sdpa",
         weight_bytes=width,
         mixed=mixed,
         quantized=quantized,
@@ -144,6 +146,9 @@ def settings_of(
         sharding=sharding,
         on_cpu=on_cpu,
     )
+    if asked is None and not on_cpu:
+        s = replace(s, checkpointing=step_memory(shape, s).needed > ROOMY * device.memory)
+    return s
 
 
 def plan_memory(

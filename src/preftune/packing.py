@@ -11,6 +11,7 @@ and is left out.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -90,3 +91,14 @@ def sees(parts: torch.Tensor) -> torch.Tensor:
     mine, other = parts[:, :, None], parts[:, None, :]
     seen = (other == 0) | (other == mine)
     return (seen & torch.ones(seen.shape[1:], dtype=torch.bool, device=parts.device).tril())[:, None]
+
+
+def sees_in_blocks(parts: torch.Tensor) -> Any:
+    """The same as `sees`, as FlexAttention's BlockMask: blocks in which nothing is seen are not computed."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def rule(row: torch.Tensor, _head: torch.Tensor, at: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        return (at >= other) & ((parts[row, other] == 0) | (parts[row, other] == parts[row, at]))
+
+    rows, width = parts.shape
+    return create_block_mask(rule, rows, None, width, width, device=parts.device)

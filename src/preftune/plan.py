@@ -9,7 +9,7 @@ from preftune.advice import launch_advice
 from preftune.errors import UserError
 from preftune.known_keys import snapshot
 from preftune.memory import Sharding
-from preftune.memory_plan import plan_memory
+from preftune.memory_plan import plan_memory, settings_of
 from preftune.model_shape import find_shape
 from preftune.models import StartingModel
 from preftune.policies import find_policy
@@ -88,6 +88,27 @@ def _with_memory(
     lines += remedies.not_improving(recipe)
     lines += remedies.too_slow(recipe, shape, plan["train_pairs"], plan["steps"]) + remedies.better_results(recipe)
     plan["advice"] = [line._asdict() for line in lines]
+
+
+def checkpointing_of(
+    recipe: Recipe, model: StartingModel, lengths: StepResult | None, launch: accelerate_configs.Launch
+) -> dict[str, bool]:
+    """`gradient_checkpointing` for a training on a GPU of which the recipe says nothing: only where memory needs it.
+
+    TRL's default is on, which costs a second forward pass. It changes no result.
+
+    Returns:
+        The key and its value; empty where the recipe decides, on a CPU, and where the model's shape is not known.
+    """
+    says = {"gradient_checkpointing", "activation_checkpointing"} & recipe.training.keys()
+    shape = find_shape(recipe.model_name, model.files or model.path)
+    if says or launch.device != "cuda" or shape is None:
+        return {}
+    counted = lengths.info.get("train") if lengths else None
+    longest = counted["longest"] if counted else None
+    sharding = sharding_of(launch.config)
+    s = settings_of(recipe, shape, hardware.present(), launch.processes, sharding, longest)
+    return {"gradient_checkpointing": s.checkpointing}
 
 
 def make_plan(

@@ -90,7 +90,9 @@ def read(data: dict[str, Any], path: Path, overrides: Mapping[str, Any] | None =
     values = _values(flat, method, where, found)
     output_dir = values.pop("output_dir", None) or f"data/{path.resolve().parent.name}"
     found.changes += fill_in(values, method, output_dir)
-    found.problems += conflicts(method, {**values, "merge_adapter": flat.get("merge_adapter")}, where)
+    found.problems += conflicts(
+        method, {**values, **{k: flat.get(k) for k in ("merge_adapter", "micro_batch_tokens")}}, where
+    )
     sections = {k: flat.pop(k) for k in SECTIONS + OURS if k in flat}
     for name in [n for n in SECTIONS if n in sections and not isinstance(sections[n], dict)]:
         error = UserError("this section must hold keys", f"{where}: {name}", "see docs/recipes.md")

@@ -11,10 +11,6 @@ from typing import Any
 import pyarrow.compute
 from torch.utils.data import Sampler
 
-# Whose value depends on which pairs share a micro-batch: they sort it, keep a running mean over it, or take a mean over
-# its tokens.
-NOT_BY_PAIR = frozenset({"aot", "aot_unpaired", "bco_pair", "sft"})
-
 
 def widths(dataset: Any, max_length: int | None) -> list[int]:
     """Tokens of each pair's packed row: its prompt once, chosen and rejected; each sequence cut to `max_length`.

@@ -21,8 +21,9 @@ from preftune.children import tell
 from preftune.digest import json_digest, library_versions
 from preftune.errors import UserError
 from preftune.fast_path import switch_on
+from preftune.losses import NOT_BY_PAIR
 from preftune.reference_cache import LogPs, ReferenceCache, pair_key
-from preftune.sorted_batches import NOT_BY_PAIR, SortedWithinSteps, pieces, widths
+from preftune.sorted_batches import SortedWithinSteps, pieces, widths
 
 METRICS_STATE = "preftune_metrics.json"
 _TOKENS = ["prompt_ids", "chosen_ids", "rejected_ids"]
@@ -34,13 +35,9 @@ class ResumableDPOTrainer(DPOTrainer):
 
     Its logged metrics survive a resume: TRL keeps its running sums in memory only. With `precompute_ref_log_probs`,
     the reference's log-probabilities are kept pair by pair; TRL keeps them by dataset, under a name that changes with
-<<<<<<< HEAD
     the seed, the adapter and most settings, but not with `max_length` where the end is kept. And it is faster, with
-    the same losses: packed rows (fast_path.py), sorted micro-batches (sorted_batches.py).
-=======
-    the seed, the adapter and most settings, but not with `max_length` where the end is kept. A dataset that holds
+    the same losses: packed rows (fast_path.py), sorted micro-batches (sorted_batches.py), and a dataset that holds
     token ids already is taken as it is.
->>>>>>> i6-K
 
     Args:
         reference_cache: Folder of the values. They are those of one reference model's weights: each has its own folder.
@@ -51,6 +48,9 @@ class ResumableDPOTrainer(DPOTrainer):
 
     Attributes:
         fast_path: `on`, or why it is off.
+
+    Raises:
+        UserError: If `micro_batch_tokens` does not go with DeepSpeed.
     """
 
     def __init__(
@@ -72,6 +72,8 @@ class ResumableDPOTrainer(DPOTrainer):
             tell("FSDP with an adapter: reference log-probabilities are computed in each step, not cached")
             args.precompute_ref_log_probs = False
         super().__init__(**options)  # computes the reference of its datasets
+        if micro_batch_tokens and self.is_deepspeed_enabled:  # it counts backward passes to know when a step is whole
+            raise UserError("micro_batch_tokens does not go with DeepSpeed", "recipe", "remove it, or use fsdp")
         if self.precompute_ref_logps:
             self.ref_model = None  # under FSDP there was a copy, for this alone
         self._switch_on()

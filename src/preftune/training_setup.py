@@ -58,6 +58,8 @@ def trainer_arguments(training: dict[str, Any], output_dir: Path, machine: Machi
         if training.get("bf16") is None:  # TRL's default is bf16: true
             tell("this GPU has no bfloat16: training in float16")
             asked |= {"bf16": False, "fp16": True}
+    elif machine.has_bf16:
+        asked["tf32"] = True  # the same cards have it; what is not bfloat16 is float32
     # transformers 5.23 calls it activation_checkpointing; recipes (and the TRL default) use the old name.
     renamed = {k.replace("gradient_checkpointing", "activation_checkpointing"): v for k, v in training.items()}
     return {**asked, "disable_tqdm": True, **renamed, "output_dir": str(output_dir)}

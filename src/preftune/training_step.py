@@ -17,6 +17,7 @@ from preftune.errors import StepError
 from preftune.fitting import LESS, run_fitting
 from preftune.model_process import Tell, child_env, model_job, one_process, quiet, run_model_child
 from preftune.models import StartingModel
+from preftune.plan import checkpointing_of
 from preftune.schema import Recipe
 from preftune.store import StepResult
 from preftune.workspace import Workspace
@@ -39,7 +40,7 @@ def training_job(
         "folder": str(folder),
         "method": recipe.method,
         "model": {k: v for k, v in recipe.model.items() if k != "model_name_or_path"},
-        "training": recipe.training,
+        "training": recipe.training | checkpointing_of(recipe, model, lengths, launch),
         "fast_path": recipe.fast_path,
         "micro_batch_tokens": recipe.micro_batch_tokens,
         "train": str(data / "train.jsonl"),

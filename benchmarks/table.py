@@ -63,7 +63,7 @@ FIGURES = (
     Figure("reference_cache", "references after a change, TRL's CPU-seconds to ours", "reported", "ratio"),
 )
 # Those that take the model's folder; the others choose for themselves.
-WITH_MODEL = ("step", "padding", "tokenization", "scoring", "memory", "evaluation", "data")
+WITH_MODEL = ("step", "tokenization", "scoring", "memory", "evaluation", "data")
 
 
 def run(name: str, model: Path) -> dict[str, Any]:

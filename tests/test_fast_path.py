@@ -102,8 +102,8 @@ def test_the_same_log_probabilities_and_gradients(kind: str, padded_left: bool, 
         assert float((one.grad - other.grad).abs().max()) <= 1e-5 * largest, name
 
 
-@pytest.mark.filterwarnings("ignore:_compile flag on create_block_mask:DeprecationWarning")  # transformers passes it
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # torch's own use
+@pytest.mark.slow  # it is compiled
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile's own, in what it traces
 def test_flex_attention_sees_the_same() -> None:
     """Forward only: on a CPU torch has no backward pass for it."""
     import torch

@@ -129,6 +129,24 @@ def test_less_padding(tiny_model: Path, tmp_path: Path) -> None:
     assert found["auto"] < 0.96 * found["off"]
 
 
+def test_the_guards_name_the_rows_of_a_step(tiny_model: Path, tmp_path: Path) -> None:
+    """Asked in the middle of an epoch for an earlier one, without moving the order that is in use."""
+    from preftune.guards import rows_of_step
+
+    trainer = our_trainer(tiny_model, starter(16), tmp_path, reference=tmp_path / "r", **KEYS)
+    loader = trainer.get_train_dataloader()
+    seen: list[list[int]] = []
+    for epoch in range(2):
+        loader.set_epoch(epoch)
+        batches = iter(loader.batch_sampler)
+        for step in (1, 2):
+            seen.append([row for _ in range(2) for row in next(batches)])
+            assert rows_of_step(loader, 2 * epoch + step, 2, 1) == seen[-1]
+            assert rows_of_step(loader, 1, 2, 1) == seen[0]
+    assert sorted(seen[0] + seen[1]) == sorted(seen[2] + seen[3]) == list(range(16))
+    assert seen[0] != seen[2]
+
+
 def test_another_order_in_each_epoch(tiny_model: Path, tmp_path: Path) -> None:
     """accelerate's seeds reach the sampler inside: the steps of an epoch are TRL's."""
     steps = {}

@@ -6,6 +6,7 @@ for losses that look at a micro-batch as a whole.
 """
 
 from collections.abc import Iterator
+from copy import copy
 from typing import Any
 
 import pyarrow.compute
@@ -85,6 +86,12 @@ class SortedWithinSteps(Sampler[int]):
                 yield from sorted(step, key=lambda r: -self._widths[r])
                 step = []
         yield from step
+
+    def __copy__(self) -> "SortedWithinSteps":
+        """A copy that can be asked for another epoch's order without disturbing this one (guards.py does)."""
+        inner = copy(self.inner)
+        inner.generator = None  # accelerate's sampler seeds a new one with seed + epoch
+        return SortedWithinSteps(inner, self._widths, self._size)
 
     def set_epoch(self, epoch: int) -> None:
         """Passed on: accelerate seeds each epoch's order so."""

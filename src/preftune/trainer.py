@@ -65,6 +65,7 @@ class ResumableDPOTrainer(DPOTrainer):
         self._asked, self._micro_batch_tokens = fast_path, micro_batch_tokens
         self._share = 1.0  # of the micro-batch that is in the forward pass
         self.fast_path: str | None = None
+        self.reference_seconds = 0.0
         self.reference_counts: dict[str, dict[str, int]] = {}  # dataset → its pairs, cached and computed ones
         args = options["args"]
         if args.precompute_ref_log_probs and options.get("peft_config") and parse_flag_from_env("ACCELERATE_USE_FSDP"):
@@ -141,17 +142,18 @@ class ResumableDPOTrainer(DPOTrainer):
         Returns:
             The dataset with the columns `ref_chosen_logps` and `ref_rejected_logps`, float32, in nats.
         """
+        began = time.monotonic()
         self._switch_on()
         keys: list[bytes] = []
         known: dict[bytes, LogPs] = {}
         missing: list[Any] = [None]
         cache = ReferenceCache(self._reference_folder) if self.accelerator.is_main_process else None
         if cache:
-            keys, lengths = self._keys(dataset)
+            keys, of_row = self._keys(dataset), widths(dataset, cast("DPOConfig", self.args).max_length)
             known = cache.get(keys)
             first = {key: i for i, key in reversed(list(enumerate(keys))) if key not in known}
-            # Sorted by length, batches hold little padding; the longest first, memory that is too small shows at once.
-            missing = [sorted(first.values(), key=lambda i: (-lengths[i], i))]
+            # Sorted by width, batches hold little padding; the widest first, memory that is too small shows at once.
+            missing = [sorted(first.values(), key=lambda i: (-of_row[i], i))]
             counts = {"pairs": len(keys), "cached": sum(key in known for key in keys), "computed": len(first)}
             self.reference_counts[name] = counts
         broadcast_object_list(missing)
@@ -163,12 +165,13 @@ class ResumableDPOTrainer(DPOTrainer):
         if cache:
             cache.close()
             tell(_summary(name, **self.reference_counts[name]))
+        self.reference_seconds += time.monotonic() - began
         chosen, rejected = columns[0].T
         reference = Dataset.from_dict({"ref_chosen_logps": chosen, "ref_rejected_logps": rejected})
         return concatenate_datasets([dataset, reference], axis=1)
 
-    def _keys(self, dataset: Any) -> tuple[list[bytes], list[int]]:
-        """Each pair's key in the cache, and the length of its longer side in tokens."""
+    def _keys(self, dataset: Any) -> list[bytes]:
+        """Each pair's key in the cache."""
         model, args = cast("Any", self.model), cast("DPOConfig", self.args)
         quantization = getattr(model.config, "quantization_config", None)
         if quantization is not None and not isinstance(quantization, dict):
@@ -187,12 +190,7 @@ class ResumableDPOTrainer(DPOTrainer):
             }
         )
         limit, keep_end = args.max_length, args.truncation_mode == "keep_end"
-        keys, lengths = [], []
-        for row in dataset.select_columns(_TOKENS):
-            keys.append(pair_key(row, scoring, limit, keep_end))
-            length = len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
-            lengths.append(min(length, limit or length))
-        return keys, lengths
+        return [pair_key(row, scoring, limit, keep_end) for row in dataset.select_columns(_TOKENS)]
 
     def _score(
         self, dataset: Any, rows: list[int], name: str, batch_size: int

@@ -132,6 +132,7 @@ def train(job: dict[str, Any]) -> None:
     folder = Path(job["folder"])
     main_process = ranks.rank() == 0
     trainer, pairs = _build_trainer(job, folder)
+    built = time.monotonic()
     if trainer.args.dataloader_drop_last and pairs < (batch := trainer.args.train_batch_size * trainer.args.world_size):
         raise no_batch(pairs, batch)
     if trainer.args.fp16 and (job["model"].get("load_in_4bit") or job["model"].get("load_in_8bit")):
@@ -154,7 +155,10 @@ def train(job: dict[str, Any]) -> None:
         )
     trainer.save_model(str(folder / "model"))
     if main_process:
-        _finish(folder, trainer, pairs, time.monotonic() - started)
+        reference = getattr(trainer, "reference_seconds", 0.0)  # ORPO has none
+        ended = time.monotonic()
+        parts = {"load": built - started - reference, "reference": reference, "steps": ended - built}
+        _finish(folder, trainer, pairs, {"seconds": ended - started, **parts})
     ranks.leave()
 
 
@@ -164,7 +168,7 @@ def _tell_overruled(asked: dict[str, str], args: Any) -> None:
             tell(f"{key}: {used or 'no'}, as the recipe says; the launcher's file says {asked[key]}")
 
 
-def _finish(folder: Path, trainer: Any, pairs: int, seconds: float) -> None:
+def _finish(folder: Path, trainer: Any, pairs: int, timing: dict[str, float]) -> None:
     trainer.processing_class.save_pretrained(folder / "model")
     # An adapter's folder would have none.
     trainer.accelerator.unwrap_model(trainer.model).generation_config.save_pretrained(folder / "model")
@@ -186,7 +190,7 @@ def _finish(folder: Path, trainer: Any, pairs: int, seconds: float) -> None:
         "fast_path": trainer.fast_path,
     }
     (folder / "train.json").write_text(json.dumps(summary, indent=1))
-    (folder / "timing.json").write_text(json.dumps({"seconds": round(seconds, 1)}))
+    (folder / "timing.json").write_text(json.dumps({part: round(s, 1) for part, s in timing.items()}))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ Imported in the training child only.
 """
 
 import inspect
+import os
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -51,6 +52,9 @@ def switch_on(trainer: Any, prepare: Callable[[Any], None] | None = None) -> str
         tell(f"fast path: off, {reason}")
         return reason
     whole = trainer.accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+    if trainer.accelerator.device.type == "cpu":
+        # With a mask transformers repeats keys and values for each group of heads; torch's kernel for CPUs need not.
+        os.environ.setdefault("TRANSFORMERS_SDPA_FORCE_GQA", "1")
     for model in map(_bare, models):
         if prepare:
             prepare(model)
@@ -139,12 +143,20 @@ def _packed_forward(original: Any, model: Any, packed: Packed, input_ids: torch.
     with _only(model.base_model, packed.at):
         return original(
             packed.ids,
-            attention_mask=_MASKS[model.config._attn_implementation](packed.parts),
+            attention_mask=_mask(model, packed.parts),
             position_ids=packed.positions,
             shift_labels=targets[None],
             fused_lm_head=True,
             **kwargs,
         )
+
+
+def _mask(model: Any, parts: torch.Tensor) -> Any:
+    mask = _MASKS[model.config._attn_implementation](parts)
+    if parts.device.type == "cpu" and model.dtype == torch.float32 and not torch.is_autocast_enabled("cpu"):
+        # SDPA would make such a mask of the other in each layer, and keep it for the backward pass.
+        return torch.zeros(mask.shape).masked_fill_(~mask, -torch.inf) if isinstance(mask, torch.Tensor) else mask
+    return mask
 
 
 @contextmanager

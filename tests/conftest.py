@@ -65,6 +65,13 @@ def build_tiny_model(folder: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
+def attention_as_it_was() -> Iterator[None]:
+    """The fast path chooses a kernel for its whole process, a training child; here other tests follow."""
+    yield
+    os.environ.pop("TRANSFORMERS_SDPA_FORCE_GQA", None)
+
+
+@pytest.fixture(autouse=True)
 def signal_handlers() -> Iterator[None]:
     """A training in this very process takes the signals for itself, and would keep them for all tests after it."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

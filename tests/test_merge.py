@@ -49,7 +49,7 @@ def trained(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..
         }
         job |= {"train": str(folder / "pairs.jsonl"), "test": "", "left_out": None, "eval_pairs": 1}
         job |= {"reference": str(folder / "reference")}
-        train({**job, "folder": str(folder), "training": training})
+        train({**job, "folder": str(folder), "training": training, "fast_path": "auto", "micro_batch_tokens": None})
         return folder / "model"
 
     return run

@@ -157,7 +157,7 @@ def test_a_plan(workspace: Workspace, model: StartingModel) -> None:
     assert (plan["train_pairs"], plan["test_pairs"]) == (8, 2)
     assert (plan["steps"], plan["effective_batch"], plan["processes"]) == (3, 8, 1)
     assert (plan["device"], plan["accelerate_config"], plan["output_dir"]) == ("cpu", "cpu.yaml", "data/x")
-    assert plan["training_minutes"] == round(8 * 12 * 3 * 0.018 / 60, 1)
+    assert plan["training_minutes"] == round(8 * 12 * 3 * 0.01 / 60, 1)
     json.dumps(plan)
 
 

@@ -18,7 +18,7 @@ from preftune.store import StepResult
 from preftune.strict_yaml import load_yaml
 from preftune.workspace import Workspace
 
-CPU_SECONDS_PER_TOKEN = 0.018  # SmolLM2-135M, LoRA, float32, two cores: measured, see docs/first-run.md
+CPU_SECONDS_PER_TOKEN = 0.01  # SmolLM2-135M, LoRA, float32, two cores, reference included: docs/first-run.md
 
 
 def training_value(recipe: Recipe, key: str) -> Any:

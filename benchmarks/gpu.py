@@ -7,7 +7,6 @@ nothing else that preftune needs. The models have random weights, made on the de
 import argparse
 import contextlib
 import gc
-import inspect
 import json
 import math
 import os
@@ -142,19 +141,17 @@ def _trainer(way: str, shape: Shape, kind: str, full: bool, given: Any, at_once:
     options: dict[str, Any] = {}
     if way == "preftune":
         options["reference_cache"] = folder / "reference"
-        if "fast_path" in inspect.signature(ResumableDPOTrainer.__init__).parameters:
-            options["fast_path"] = "auto"
     elif full:
         options["ref_model"] = _model(shape, kind, given.device)
     base: Any = ResumableDPOTrainer if way == "preftune" else DPOTrainer
 
     class Timed(base):
-        reference_seconds = 0.0
+        cold_seconds = 0.0
 
         def _precompute_ref_logps(self, *args: Any) -> Any:
             began = _now(on_gpu)
             done = super()._precompute_ref_logps(*args)
-            Timed.reference_seconds += _now(on_gpu) - began
+            Timed.cold_seconds += _now(on_gpu) - began
             return done
 
     return Timed(
@@ -220,7 +217,7 @@ def _train(way: str, shape: Shape, kind: str, full: bool, given: Any, at_once: i
         seconds = _now(on_gpu) - began[0]
         return {
             "seconds": seconds,
-            "reference_seconds": trainer.reference_seconds / (given.steps + WARM_STEPS) * given.steps,
+            "cold_seconds": trainer.cold_seconds / (given.steps + WARM_STEPS) * given.steps,
             "losses": [row["loss"] for row in trainer.state.log_history if "loss" in row],
             "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None,
         }
@@ -263,7 +260,7 @@ def compare(name: str, kind: str, full: bool, given: Any) -> dict[str, Any]:
         return {**line, "error": "out of memory with one pair"}
     at_once, found = both
     least = {way: min(runs, key=lambda r: r["seconds"]) for way, runs in found.items()}
-    reference = min(r["reference_seconds"] for r in found["preftune"])
+    reference = min(r["cold_seconds"] for r in found["preftune"])
     seconds = {"trl": least["trl"]["seconds"], "preftune_cached": least["preftune"]["seconds"]}
     seconds["preftune_cold"] = seconds["preftune_cached"] + reference
     pairs = given.steps * given.batch

@@ -103,6 +103,20 @@ def test_the_gradient_of_a_step_is_trl_s(tiny_model: Path, tmp_path: Path, token
         assert float(said[name]) == pytest.approx(float(expected[name]), abs=1e-3), name
 
 
+@pytest.mark.parametrize(
+    "launch", [{"world_size": 2, "deepspeed_plugin": None}, {"world_size": 1, "deepspeed_plugin": 1}]
+)
+def test_pieces_are_refused_where_processes_would_wait_for_ever(launch: dict[str, Any], tmp_path: Path) -> None:
+    """Before the model is asked for anything."""
+    from types import SimpleNamespace
+
+    from preftune.errors import UserError
+    from preftune.trainer import ResumableDPOTrainer
+
+    with pytest.raises(UserError, match="needs a single process"):
+        ResumableDPOTrainer(reference_cache=tmp_path, micro_batch_tokens=100, args=SimpleNamespace(**launch))
+
+
 @pytest.mark.parametrize("loss", ["aot", "bco_pair", "sft"])
 def test_losses_over_a_whole_micro_batch_keep_trl_s_order(tiny_model: Path, tmp_path: Path, loss: str) -> None:
     orders = {}

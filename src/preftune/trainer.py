@@ -50,7 +50,7 @@ class ResumableDPOTrainer(DPOTrainer):
         fast_path: `on`, or why it is off.
 
     Raises:
-        UserError: If `micro_batch_tokens` does not go with DeepSpeed.
+        UserError: If `micro_batch_tokens` is given to several processes, or with DeepSpeed.
     """
 
     def __init__(
@@ -68,13 +68,18 @@ class ResumableDPOTrainer(DPOTrainer):
         self.reference_seconds = 0.0
         self.reference_counts: dict[str, dict[str, int]] = {}  # dataset → its pairs, cached and computed ones
         args = options["args"]
+        if micro_batch_tokens and (args.world_size > 1 or args.deepspeed_plugin):
+            # Processes would cut their micro-batches into different numbers of pieces, and wait for each other for
+            # ever; DeepSpeed counts backward passes to know when a step is whole.
+            advice = "remove it, and lower per_device_train_batch_size"
+            raise UserError(
+                "micro_batch_tokens needs a single process, without DeepSpeed", "micro_batch_tokens", advice
+            )
         if args.precompute_ref_log_probs and options.get("peft_config") and parse_flag_from_env("ACCELERATE_USE_FSDP"):
             # TRL would run the adapter's base model before it is sharded: on the CPU, and empty on all ranks but one.
             tell("FSDP with an adapter: reference log-probabilities are computed in each step, not cached")
             args.precompute_ref_log_probs = False
         super().__init__(**options)  # computes the reference of its datasets
-        if micro_batch_tokens and self.is_deepspeed_enabled:  # it counts backward passes to know when a step is whole
-            raise UserError("micro_batch_tokens does not go with DeepSpeed", "recipe", "remove it, or use fsdp")
         if self.precompute_ref_logps:
             self.ref_model = None  # under FSDP there was a copy, for this alone
         self._switch_on()

@@ -9,29 +9,22 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 
+from flows.command_options import OVERRIDES_HELP, FailOnReject, Json, Overrides, prefect_server, tell
 from preftune import __doc__ as tagline
 from preftune.children import interrupt
 from preftune.errors import PreftuneError, UserError
 from preftune.recipe import parse_overrides
-from preftune.workspace import Workspace, find_workspace
+from preftune.workspace import find_workspace
 
 os.environ.setdefault("DO_NOT_TRACK", "true")
 
 app = App(name="preftune", help=tagline, version=version("preftune"), result_action="return_value")
-Overrides = Annotated[str, Parameter(show=False, allow_leading_hyphen=True)]
-Json = Annotated[bool, Parameter(name="--json", negative=(), help="One JSON object on stdout, all else on stderr.")]
-FailOnReject = Annotated[
-    bool, Parameter(negative=(), help="Exit with 3 if the verdict is reject, 4 if it is inconclusive.")
-]
-OVERRIDES_HELP = "Any recipe key is an option too: --beta=0.2, --evaluation.preset=full."
 
 
 @app.command(help="Write a new recipe: recipes/NAME/config_starter.yaml.")
@@ -123,9 +116,9 @@ def run(recipe: Path, /, *overrides: Overrides, as_json: Json = False, fail_on_r
     workspace = find_workspace(recipe=recipe)
     values = parse_overrides(list(overrides))
     preflight(recipe, values, workspace)
-    with _prefect(workspace):
+    with prefect_server(workspace):
         from flows.dpo_pipeline import dpo_pipeline  # imports Prefect while the server starts
-    return _tell(dpo_pipeline(recipe=str(recipe.resolve()), overrides=values), workspace, as_json, fail_on_reject)
+    return tell(dpo_pipeline(recipe=str(recipe.resolve()), overrides=values), workspace, as_json, fail_on_reject)
 
 
 @app.command(help=f"Compare a model or adapter on disk with a recipe's SFT model, without training. {OVERRIDES_HELP}")
@@ -145,33 +138,10 @@ def evaluate(
     _, model, _ = preflight(recipe, values, workspace, replaces_output=False)
     if model is not None:
         find_policy(str(policy.resolve()), workspace, model)
-    with _prefect(workspace):
+    with prefect_server(workspace):
         from flows.evaluate_policy import evaluate_policy
     found = evaluate_policy(recipe=str(recipe.resolve()), policy=str(policy.resolve()), overrides=values)
-    return _tell(found, workspace, as_json, fail_on_reject)
-
-
-@contextmanager
-def _prefect(workspace: Workspace) -> Iterator[None]:
-    """Starts a local server where none is configured; the block imports the flow while it starts."""
-    from flows.local_server import LocalServer, configured_api
-
-    server = None if configured_api() else LocalServer(workspace)
-    os.environ.setdefault("PREFECT_LOCAL_STORAGE_PATH", str(workspace.prefect / "results"))
-    yield
-    if server is not None:
-        server.wait()
-
-
-def _tell(result: dict[str, Any], workspace: Workspace, as_json: bool, fail_on_reject: bool) -> int:
-    from flows.output import print_json, show_result
-
-    if as_json:
-        print_json(result)
-    else:
-        show_result(result, workspace)
-    outcome = result["verdict"]["outcome"]
-    return {"reject": 3, "inconclusive": 4}.get(outcome, 0) if fail_on_reject else 0
+    return tell(found, workspace, as_json, fail_on_reject)
 
 
 @app.command(help="Compare recorded runs, each with the first, on what all were measured on; one HTML page.")

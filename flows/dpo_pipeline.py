@@ -12,14 +12,12 @@ from prefect import flow, get_run_logger
 from prefect.runtime import flow_run
 from pydantic import Field
 
-from flows.pipeline_steps import Pipeline, begin, finish, run_data, run_verdict
+from flows.pipeline_steps import Pipeline, begin, finish, run_data, run_training, run_verdict
 from preftune import keys
 from preftune.hub_push import check_push
-from preftune.policies import find_policy
 from preftune.publish import check_replaceable
 from preftune.reporting import check_reporting
 from preftune.workspace import find_workspace, output_folder
-from tasks.gpu import evaluate_policy, train_policy
 from tasks.policy import quiet_errors
 from tasks.recipe import read_recipe
 from tasks.results import merge_adapter, publish_result, push_result
@@ -58,27 +56,13 @@ def dpo_pipeline(
     repo = check_push(loaded, workspace)
     pipeline = begin(workspace, loaded)
     run_data(pipeline)
-    identity = _train(pipeline)
+    identity = run_training(pipeline)
     runs = run_verdict(pipeline, identity)
     hub = _publish(pipeline, target, repo)
     found = finish(pipeline, runs, str(target / "report.html"))
     if hub:  # last: all else is done if it fails
         hub = push_result(loaded, target, hub, found["verdict"]["outcome"])
     return {**found, "output_dir": str(target), "hub": hub, "seconds": round(time.time() - started, 1)}
-
-
-def _train(pipeline: Pipeline) -> str:
-    """Trains and evaluates the policy; returns the identity of its MLflow run."""
-    run, recipe, results = pipeline.run, pipeline.recipe, pipeline.results
-    workspace, model, mixture = pipeline.workspace, pipeline.model, results["mixture"]
-    key = keys.train_key(recipe, workspace, model, mixture)
-    identity = keys.run_identity(recipe, results["baseline"].key, key)
-    train = run(train_policy, key, **pipeline.data, identity=identity)
-    trained = find_policy(str(train.folder(workspace) / "model"), workspace, model)
-    key = keys.policy_key(recipe, workspace, model, mixture, trained.digest)
-    policy = run(evaluate_policy, key, **pipeline.data, policy=trained.folder)
-    results |= {"train": train, "policy": policy}
-    return identity
 
 
 def _publish(pipeline: Pipeline, target: Path, repo: str | None) -> str | None:

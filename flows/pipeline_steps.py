@@ -14,11 +14,12 @@ from preftune.data.sources import find_source
 from preftune.digest import json_digest
 from preftune.judges.find import find_judge
 from preftune.models import StartingModel, embedded_folder, find_model
+from preftune.policies import find_policy
 from preftune.publish import git_revision
 from preftune.schema import EMBEDDED_MODEL, Recipe
 from preftune.workspace import Workspace
 from tasks.data import check_dataset, count_tokens, sample_mixture
-from tasks.gpu import evaluate_baseline, judge_answers, prepare_model
+from tasks.gpu import evaluate_baseline, evaluate_policy, judge_answers, prepare_model, train_policy
 from tasks.results import reach_verdict, record_runs
 
 
@@ -84,6 +85,20 @@ def run_data(pipeline: Pipeline) -> None:
     for notice in baseline.info["notices"]:
         get_run_logger().warning(notice)
     pipeline.results["baseline"] = baseline
+
+
+def run_training(pipeline: Pipeline) -> str:
+    """Trains and evaluates the policy; returns the identity of its MLflow run."""
+    run, recipe, results = pipeline.run, pipeline.recipe, pipeline.results
+    workspace, model, mixture = pipeline.workspace, pipeline.model, results["mixture"]
+    key = keys.train_key(recipe, workspace, model, mixture)
+    identity = keys.run_identity(recipe, results["baseline"].key, key)
+    train = run(train_policy, key, **pipeline.data, identity=identity)
+    trained = find_policy(str(train.folder(workspace) / "model"), workspace, model)
+    key = keys.policy_key(recipe, workspace, model, mixture, trained.digest)
+    policy = run(evaluate_policy, key, **pipeline.data, policy=trained.folder)
+    results |= {"train": train, "policy": policy}
+    return identity
 
 
 def run_verdict(pipeline: Pipeline, identity: str) -> dict[str, str]:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "recipes/starter/config_starter.yaml"
 MODEL = Path(".preftune/models/SmolLM2-135M-Instruct")
 QUIET = {"TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "true"}
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PREFTUNE_THREADS": "1"}
 
 
 def starter_rows(name: str, count: int | None = None) -> list[dict[str, Any]]:

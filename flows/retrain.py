@@ -24,7 +24,7 @@ from pydantic import Field
 
 from flows.pipeline_steps import Pipeline, begin, finish, origin, run_data, run_links, run_training, run_verdict
 from preftune import keys
-from preftune.champion import NOBODY, Decision, Registered, Version, model_name, only_one
+from preftune.champion import NOBODY, Decision, Registered, Version, look, model_name, only_one
 from preftune.champion_verdict import champion_markdown, decision, measurable
 from preftune.errors import UserError
 from preftune.judges.find import find_judge
@@ -32,7 +32,7 @@ from preftune.lineage import lineage
 from preftune.reporting import check_reporting
 from preftune.schema import Recipe
 from preftune.store import StepResult
-from preftune.tracking import compare_url, version_url
+from preftune.tracking import compare_url, connect, version_url
 from preftune.workspace import Workspace, find_workspace
 from tasks.champion import (
     compare_with_champion,
@@ -99,16 +99,23 @@ def retrain(
             found = _told(workspace, "busy", f"another retraining of {name} is at work", name)
         else:
             try:
-                found = _answered(workspace, name) or _retrain(workspace, loaded, name, approval)
+                registered = read_registry(workspace, name)
+                found = _answered(workspace, registered) or _retrain(workspace, loaded, name, registered, approval)
             except Exception as e:
-                with suppress(Exception):
-                    text = f"# failed\n\nThe champion of `{name}` is what it was.\n\n```\n{e}\n```"
-                    create_markdown_artifact(text, key="decision")
+                _failed(workspace, name, e)
                 raise
     found["seconds"] = round(time.time() - started, 1)
     if found["decision"] in ("busy", "nothing to do"):
         return Completed(name=found["decision"].capitalize(), message=found["reason"], data=found)
     return found
+
+
+def _failed(workspace: Workspace, name: str, error: Exception) -> None:
+    """Says on the flow run's page why, and who is champion."""
+    with suppress(Exception):
+        champion = look(connect(workspace), name).champion
+        who = f"Version {champion.number} is the champion." if champion else "There is no champion."
+        create_markdown_artifact(f"# failed\n\n{who}\n\n```\n{error}\n```\n", key="decision")
 
 
 def _told(workspace: Workspace, what: str, reason: str, name: str, version: Version | None = None) -> dict[str, Any]:
@@ -120,25 +127,24 @@ def _told(workspace: Workspace, what: str, reason: str, name: str, version: Vers
         text += f"\n[{name} version {version.number} in MLflow]({url})\n"
         create_link_artifact(url, link_text=f"{name} version {version.number} in MLflow", key="mlflow-model")
     create_markdown_artifact(text, key="decision")
-    found = {"decision": what, "reason": reason, "model": name}
+    found = {"decision": what, "reason": reason, "model": name, "champion": None}
     return {**found, "version": version and version.number, "run_id": version and version.run_id}
 
 
-def _answered(workspace: Workspace, name: str) -> dict[str, Any] | None:
+def _answered(workspace: Workspace, registered: Registered) -> dict[str, Any] | None:
     """Takes up the answer that this run was suspended for. None if it was not, or another one became the champion
     since: then the challenger has to be compared with that one."""
-    registered = read_registry(workspace, name)
     version = next((v for v in registered.versions if v.tags.get("waits_in") == str(flow_run.id)), None)
     if version is None or version.tags["compared_with"] != _number(registered.champion):
         return None
     return _ask(workspace, version, registered.champion, version.tags["reason_to_promote"])
 
 
-def _retrain(workspace: Workspace, recipe: Recipe, name: str, approval: bool) -> dict[str, Any]:
+def _retrain(workspace: Workspace, recipe: Recipe, name: str, registered: Registered, approval: bool) -> dict[str, Any]:
     """Nothing, or a challenger and what is decided on it."""
     pipeline = begin(workspace, recipe)
     now = lineage(recipe, workspace, pipeline.model, pipeline.sources)["lineage"]
-    if found := _nothing_to_do(workspace, name, read_registry(workspace, name), now):
+    if found := _nothing_to_do(workspace, name, registered, now):
         return found
     if recipe.hub.push_to_hub:
         get_run_logger().warning("a retraining pushes nothing to the hub: preftune run does")
@@ -148,7 +154,7 @@ def _retrain(workspace: Workspace, recipe: Recipe, name: str, approval: bool) ->
     verdict, folder = results["verdict"], results["train"].folder(workspace) / "model"
     tags = {**origin(pipeline), **run_links(workspace), "verdict": verdict.info["outcome"]}
     challenger = register_challenger(workspace, name, runs["policy"], folder, tags)
-    champion = read_registry(workspace, name).champion
+    champion = read_registry(workspace, name).champion  # it may be another one by now
     against, why_not = _against_champion(pipeline, champion, challenger, [runs["experiment"], runs["sft"]])
     better, reason = decision(verdict.info, against and against.info, champion, challenger, why_not)
     report = workspace.home / "reports" / f"retrain-{name}-{runs['policy'][:8]}.html"
@@ -170,12 +176,13 @@ def _nothing_to_do(workspace: Workspace, name: str, registered: Registered, now:
     if last and last.tags.get("lineage") == now:
         reason = f"version {last.number} {same}; {last.decision} on {last.tags['decided']}: {last.tags['reason']}"
     else:
-        alike = (v for v in registered.versions if not v.decision and v.tags.get("lineage") == now)
-        last = next((v for v in alike if "waits_in" in v.tags and _suspended(v.tags["waits_in"])), None)
+        alike = (v for v in registered.versions if v.tags.get("lineage") == now and "waits_in" in v.tags)
+        last = next((v for v in alike if _suspended(v.tags["waits_in"])), None)
         if last is None:
             return None
         reason = f"version {last.number} {same} and waits for an answer in flow run {last.tags['waits_in']}"
-    return {**_told(workspace, "nothing to do", reason, name, last), "champion": _number(registered.champion)}
+    champion = registered.champion and registered.champion.number
+    return {**_told(workspace, "nothing to do", reason, name, last), "champion": champion}
 
 
 def _suspended(run_id: str) -> bool:
@@ -231,7 +238,7 @@ def _decide(
     workspace: Workspace, version: Version, what: Decision, reason: str, champion: Version | None
 ) -> dict[str, Any]:
     decide(workspace, version, what, reason, _number(champion))
-    now = version.number if what == "promoted" else _number(champion)
+    now = version.number if what == "promoted" else champion and champion.number
     return {**_told(workspace, what, reason, version.model, version), "champion": now}
 
 

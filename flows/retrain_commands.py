@@ -20,7 +20,7 @@ def retrain(recipe: Path, /, *overrides: Overrides, as_json: Json = False) -> in
     preflight(recipe, values, workspace, replaces_output=False)
     with prefect_server(workspace):
         from flows.retrain import retrain as flow
-    found = flow(recipe=str(recipe.resolve()), overrides=values)
+    found: Any = flow(recipe=str(recipe.resolve()), overrides=values)
     if as_json:
         print_json(found)
         return 0

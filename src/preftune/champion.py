@@ -63,7 +63,7 @@ class Registered:
 
     @property
     def newest_decided(self) -> Version | None:
-        return next((v for v in self.versions if v.decision), None)
+        return max((v for v in self.versions if v.decision), key=lambda v: v.tags["decided"], default=None)
 
 
 def model_name(experiment: str) -> str:
@@ -158,8 +158,8 @@ def decide(client: Any, version: Version, decision: Decision, reason: str) -> No
     """Writes down what was decided on a version, and on its run; a decided version waits for nobody."""
     from mlflow.entities import RunTag
 
-    decided = time.strftime("%Y-%m-%d %H:%M:%S %z")
-    tag(client, version, {"decision": decision, "reason": reason, "decided": decided, "waits_in": ""})
+    decided = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+    tag(client, version, {"reason": reason, "decided": decided, "decision": decision, "waits_in": ""})
     text = f"{decision}: {reason}"
     client.update_model_version(version.model, version.number, text)
     registered = f"{version.model} version {version.number}"

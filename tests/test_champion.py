@@ -2,14 +2,13 @@
 
 import fcntl
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from preftune import champion, champion_verdict, promotion, tracking
+from preftune import champion, promotion, tracking
 from preftune.champion import NOBODY, Registered, Version
 from preftune.champion_files import model_folder, upload_model, uploaded
 from preftune.errors import StepError, UserError
@@ -238,32 +237,3 @@ def test_one_retraining_at_a_time(workspace: Workspace) -> None:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
     with champion.only_one(workspace, "m", wait=True) as mine:
         assert mine
-
-
-def version(number: str, policy: str, **tags: str) -> Version:
-    return Version(model="m", number=number, run_id="r", tags={"policy": policy, **tags})
-
-
-PROMOTE, REJECT = {"outcome": "promote", "reasons": ["good"]}, {"outcome": "reject", "reasons": ["bad"]}
-
-
-@pytest.mark.parametrize(
-    ("verdict", "against", "champion_now", "why_not", "promoted", "says"),
-    [
-        (PROMOTE, None, None, None, True, "no champion yet"),
-        (REJECT, None, None, None, False, "against the SFT model: reject: bad"),
-        (PROMOTE, PROMOTE, version("1", "x"), None, True, r"than the champion \(version 1\)"),
-        (PROMOTE, REJECT, version("1", "x"), None, False, r"against the champion \(version 1\): reject: bad"),
-        (PROMOTE, {"outcome": "inconclusive", "reasons": ["?"]}, version("1", "x"), None, False, "inconclusive"),
-        (REJECT, PROMOTE, version("1", "x"), None, False, "against the SFT model"),
-        (PROMOTE, None, version("1", "x"), "an adapter on another model", False, "an adapter on another model"),
-        (PROMOTE, None, version("1", "mine"), None, False, "the very model"),
-        (PROMOTE, None, version("9", "mine"), None, True, "already"),
-    ],
-)
-def test_both_verdicts_must_be_promote(
-    verdict: Any, against: Any, champion_now: Version | None, why_not: str | None, promoted: bool, says: str
-) -> None:
-    found, reason = champion_verdict.decision(verdict, against, champion_now, version("9", "mine"), why_not)
-    assert found is promoted
-    assert re.search(says, reason), reason

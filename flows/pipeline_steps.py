@@ -141,14 +141,13 @@ def run_verdict(pipeline: Pipeline, identity: str) -> dict[str, str]:
 
 
 def origin(pipeline: Pipeline) -> dict[str, str]:
-    """What the policy is and came from, as tags: its lineage, `policy` (digest), `train` (key)."""
+    """What the policy is, as tags: `policy` (digest); where it was trained here its lineage, and `train` (key)."""
     workspace, results = pipeline.workspace, pipeline.results
-    if train := results.get("train"):
-        policy, key = read_policy(train.folder(workspace) / "model", workspace), {"train": train.key}
-    else:
-        policy, key = results["evaluated"], {}
     found = lineage(pipeline.recipe, workspace, pipeline.model, pipeline.sources)
-    return {**found, "policy": policy.digest, **key}
+    if train := results.get("train"):
+        policy = read_policy(train.folder(workspace) / "model", workspace)
+        return {**found, "policy": policy.digest, "train": train.key}
+    return {n: found[n] for n in ("sft_model", "sft_weights")} | {"policy": results["evaluated"].digest}
 
 
 def finish(pipeline: Pipeline, runs: dict[str, str], report: str) -> dict[str, Any]:

@@ -170,8 +170,8 @@ def _retrain(workspace: Workspace, recipe: Recipe, name: str, registered: Regist
 
 
 def _nothing_to_do(workspace: Workspace, name: str, registered: Registered, now: str) -> dict[str, Any] | None:
-    """Told if the newest decided version came from the same, or one that waits for a person does."""
-    last = registered.newest_decided
+    """Told if the version that was weighed last came from the same, or one that waits for a person does."""
+    last = registered.newest_weighed
     same = "came from the same data, recipe and starting model"
     if last and last.tags.get("lineage") == now:
         reason = f"version {last.number} {same}; {last.decision} on {last.tags['decided']}: {last.tags['reason']}"

@@ -6,13 +6,26 @@ from typing import Any
 from prefect import task
 
 from preftune import champion, champion_files, champion_verdict, tracking
-from preftune.champion import Decision, Registered, Version
+from preftune.champion import ChampionChanged, Decision, Registered, Version
+from preftune.errors import UserError
 from preftune.schema import Recipe
 from preftune.store import StepResult
 from preftune.workspace import Workspace
 from tasks.policy import STEP_CACHE, worth_a_retry
 
-_REGISTRY: dict[str, Any] = {"retries": 3, "retry_delay_seconds": [5, 20, 60], "retry_condition_fn": worth_a_retry}
+
+def _worth_a_retry(_task: Any, _run: Any, state: Any) -> bool:
+    """As for the steps; and not where the comparison has to be made again."""
+    try:
+        state.result()
+    except (UserError, ChampionChanged):
+        return False
+    except Exception:
+        return True
+    return True
+
+
+_REGISTRY: dict[str, Any] = {"retries": 3, "retry_delay_seconds": [5, 20, 60], "retry_condition_fn": _worth_a_retry}
 
 
 @task(name="registry", **_REGISTRY)
@@ -65,4 +78,4 @@ def decide(workspace: Workspace, version: Version, decision: Decision, reason: s
         client = tracking.connect(workspace)
         if decision == "promoted":
             champion.set_champion(client, workspace, version, over)
-        champion.decide(client, version, decision, reason)
+        champion.decide(client, version, decision, reason, by_hand=False)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from preftune import champion, promotion, tracking
-from preftune.champion import NOBODY, Registered, Version
+from preftune.champion import NOBODY, ChampionChanged, Registered, Version
 from preftune.champion_files import model_folder, upload_model, uploaded
 from preftune.errors import StepError, UserError
 from preftune.policies import read_policy
@@ -101,7 +101,7 @@ def crowned(client: Any, workspace: Workspace, trained: Callable[..., Made], mod
     for name in names:
         version = champion.register(client, model, *trained(model, name))
         champion.set_champion(client, workspace, version, before)
-        champion.decide(client, version, "promoted", f"better: {name}")
+        champion.decide(client, version, "promoted", f"better: {name}", by_hand=False)
         versions.append(version)
         before = version.number
     return versions
@@ -120,7 +120,7 @@ def test_rollback_goes_from_champion_to_champion(
         "run_id": versions[1].run_id,
         "rolled_back": "3",
     }
-    newest = champion.look(client, "back").newest_decided
+    newest = champion.look(client, "back").newest_weighed
     assert newest and (newest.number, newest.decision) == ("3", "rolled back"), "it is not promoted again by itself"
     # What was rolled back is no longer in the order: the next champion stands on version 2.
     fourth = champion.register(client, "back", *trained("back", "d"))
@@ -171,7 +171,7 @@ def test_a_champion_that_changed_meanwhile_is_not_replaced(
 ) -> None:
     crowned(client, workspace, trained, "changed", "a", "b")
     late = champion.register(client, "changed", *trained("changed", "c"))
-    with pytest.raises(StepError, match="version 2 became the champion while version 3 was compared with 1"):
+    with pytest.raises(ChampionChanged, match="version 2 became the champion while version 3 was compared with 1"):
         champion.set_champion(client, workspace, late, "1")
     assert champion.order(client, "changed") == ["1", "2"]
 
@@ -191,6 +191,7 @@ def test_promoting_by_hand(client: Any, workspace: Workspace, trained: Callable[
     assert now and now.tags["reason"] == "by hand, although its verdict is reject: why bad"
     assert client.get_run(bad).data.tags["preftune.decision"].startswith("promoted: by hand")
     assert champion.rollback(workspace, "hand/made")["version"] == "1"
+    assert champion.look(client, "hand-made").newest_weighed is None, "it says nothing to the next retraining"
 
 
 def test_what_lost_against_the_champion_is_refused(

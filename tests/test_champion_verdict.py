@@ -71,6 +71,7 @@ def version(number: str, policy: str, **tags: str) -> Version:
         (PROMOTE, None, version("1", "x"), "an adapter on another model", False, "an adapter on another model"),
         (PROMOTE, None, version("1", "mine"), None, False, "the very model of the champion (version 1)"),
         (PROMOTE, None, version("9", "mine"), None, True, "it is the champion already"),
+        (REJECT, None, version("9", "mine"), None, True, "it is the champion already"),
     ],
 )
 def test_both_verdicts_must_be_promote(

@@ -232,6 +232,15 @@ def wait_for(site: Site, state: str, count: int = 1) -> dict[str, Any]:
         time.sleep(0.5)
 
 
+def state_is(site: Site, run: dict[str, Any], expected: str) -> None:
+    """Waits until the run is in a state of this type; after RUNNING may come another."""
+    deadline = time.monotonic() + 300
+    while (state := ask(site, f"/flow_runs/{run['id']}")["state"])["type"] != expected:
+        assert state["type"] in ("PAUSED", "SCHEDULED", "PENDING", "RUNNING"), state
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+
+
 def test_a_person_is_asked_first(site: Site, project: Path) -> None:
     """Champion is version 1 again; the pairs of version 2 come back. Every step is there, nothing is trained."""
     write_rows(project, 16)
@@ -244,11 +253,13 @@ def test_a_person_is_asked_first(site: Site, project: Path) -> None:
     meanwhile = retrain(project, PREFECT_API_URL=site.api, PREFECT_HOME=str(project / "prefect-home"))
     assert meanwhile["decision"] == "nothing to do" and f"in flow run {run['id']}" in meanwhile["reason"]
     answer = {"run_input": {"approve": True, "note": "read ten answers"}}
-    assert ask(site, f"/flow_runs/{run['id']}/resume", answer)["status"] == "ACCEPT"
-    deadline = time.monotonic() + 300
-    while ask(site, f"/flow_runs/{run['id']}")["state"]["type"] != "COMPLETED":
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
+    with champion.only_one(workspace_of(project), "tiny", wait=False) as free:
+        assert free, "a suspended run holds no lock"
+        assert ask(site, f"/flow_runs/{run['id']}/resume", answer)["status"] == "ACCEPT"
+        state_is(site, run, "RUNNING")
+        time.sleep(5)
+        state_is(site, run, "RUNNING")  # another retraining is at work: the answer waits, it is not lost
+    state_is(site, run, "COMPLETED")
     assert aliases(project) == {"champion": "2"} and trainings(project) == before
     version = champion.look(tracking.connect(workspace_of(project)), "tiny").champion
     assert version and version.tags["reason"].startswith("approved (read ten answers): better than the SFT model")

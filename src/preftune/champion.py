@@ -28,6 +28,10 @@ ORDER_TAG = "preftune.champions"
 Decision = Literal["promoted", "kept", "declined", "rolled back"]
 
 
+class ChampionChanged(StepError):
+    """Another version became the champion meanwhile: what was compared with the one before does not replace it."""
+
+
 class Version(BaseModel):
     """One version of a registered model.
 
@@ -62,8 +66,10 @@ class Registered:
     versions: list[Version]
 
     @property
-    def newest_decided(self) -> Version | None:
-        return max((v for v in self.versions if v.decision), key=lambda v: v.tags["decided"], default=None)
+    def newest_weighed(self) -> Version | None:
+        """What a retraining decided on last. What a person promotes in between does not count: else the next
+        retraining would weigh the same challenger again, and undo it."""
+        return max((v for v in self.versions if "weighed" in v.tags), key=lambda v: v.tags["weighed"], default=None)
 
 
 def model_name(experiment: str) -> str:
@@ -154,12 +160,14 @@ def tag(client: Any, version: Version, tags: dict[str, str]) -> None:
             client.delete_model_version_tag(version.model, version.number, f"preftune.{key}")
 
 
-def decide(client: Any, version: Version, decision: Decision, reason: str) -> None:
+def decide(client: Any, version: Version, decision: Decision, reason: str, by_hand: bool = True) -> None:
     """Writes down what was decided on a version, and on its run; a decided version waits for nobody."""
     from mlflow.entities import RunTag
 
     decided = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
     tag(client, version, {"reason": reason, "decided": decided, "decision": decision, "waits_in": ""})
+    if not by_hand:
+        tag(client, version, {"weighed": decided})
     text = f"{decision}: {reason}"
     client.update_model_version(version.model, version.number, text)
     registered = f"{version.model} version {version.number}"
@@ -194,7 +202,7 @@ def set_champion(client: Any, workspace: Workspace, version: Version, over: str)
         over: The number of the champion that it was compared with; `NOBODY`: there was none.
 
     Raises:
-        StepError: If another one is champion by now.
+        ChampionChanged: If another one is champion by now.
     """
     with locked(_lock(workspace, f"champion-{version.model}")):
         before = order(client, version.model)
@@ -202,7 +210,7 @@ def set_champion(client: Any, workspace: Workspace, version: Version, over: str)
         if now == version.number:
             return
         if now != over:
-            raise StepError(
+            raise ChampionChanged(
                 f"version {now} became the champion while version {version.number} was compared with {over}",
                 f"registered model {version.model}",
                 "run the retraining again: only the comparison with the new champion is made",

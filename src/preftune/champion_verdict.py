@@ -92,12 +92,12 @@ def decision(
         challenger: What was trained.
         why_not: Why it could not be compared.
     """
+    if champion is not None and champion.number == challenger.number:  # by hand, or by a run that was killed then
+        return True, "it is the champion already"
     if verdict["outcome"] != "promote":
         return False, f"against the SFT model: {verdict['outcome']}: {'; '.join(verdict['reasons'])}"
     if champion is None:
         return True, "better than the SFT model, and there is no champion yet"
-    if champion.number == challenger.number:  # a run that was killed between the alias and its record
-        return True, "it is the champion already"
     if champion.tags.get("policy") == challenger.tags["policy"]:
         return False, f"it is the very model of the champion (version {champion.number})"
     if against is None:

@@ -1,4 +1,4 @@
-"""The front door: `preftune init | check | audit | datasets | run | evaluate | runs | compare | ui`.
+"""The front door: `preftune init | check | audit | datasets | run | evaluate | retrain | promote | rollback | …`.
 
 Exit codes: 0 done · 1 failed while running · 2 the input is wrong (recipe, data, model) · with --fail-on-reject
 also 3 rejected and 4 inconclusive.
@@ -154,6 +154,11 @@ def compare(run: str, other: str, /, *more: str, as_json: Json = False) -> int:
     found = compare_runs(workspace, [run, other, *more])
     print_json(found) if as_json else show_comparison(found, workspace)
     return 0
+
+
+app.command("flows.retrain_commands:retrain", help=f"Retrain if anything changed; promote if better. {OVERRIDES_HELP}")
+app.command("flows.retrain_commands:promote", help="Make a recorded run's model the champion, by hand.")
+app.command("flows.retrain_commands:rollback", help="Make the champion before the champion again.")
 
 
 @app.command(help="List the recorded runs: experiment, kind, verdict, main measures.")

@@ -10,11 +10,12 @@ from prefect.runtime import flow_run
 
 from preftune import keys, store, summary, tracking
 from preftune.data.decontamination import evaluation_sources
-from preftune.data.sources import find_source
+from preftune.data.sources import Source, find_source
 from preftune.digest import json_digest
 from preftune.judges.find import find_judge
+from preftune.lineage import lineage
 from preftune.models import StartingModel, embedded_folder, find_model
-from preftune.policies import find_policy
+from preftune.policies import find_policy, read_policy
 from preftune.publish import git_revision
 from preftune.schema import EMBEDDED_MODEL, Recipe
 from preftune.workspace import Workspace
@@ -31,6 +32,7 @@ class Pipeline:
         workspace: Where the store stands.
         recipe: The resolved recipe.
         model: The starting model.
+        sources: The datasets as they are now.
         results: Step name → its result; `source` holds a list.
         done: Step name → `cached` or `run`.
     """
@@ -38,6 +40,7 @@ class Pipeline:
     workspace: Workspace
     recipe: Recipe
     model: StartingModel
+    sources: list[Source] = field(default_factory=list)
     results: dict[str, Any] = field(default_factory=dict)
     done: dict[str, str] = field(default_factory=dict)
 
@@ -59,17 +62,18 @@ class Pipeline:
 
 
 def begin(workspace: Workspace, recipe: Recipe) -> Pipeline:
-    """Finds the starting model; fetches the embedded one when it is not there."""
+    """Finds the datasets and the starting model; fetches the embedded one when it is not there."""
     if recipe.model_name == EMBEDDED_MODEL and not embedded_folder(workspace).exists():
         prepare_model(workspace)
-    return Pipeline(workspace, recipe, find_model(recipe, workspace))
+    sources = [find_source(e, workspace) for e in recipe.mixture.datasets]
+    return Pipeline(workspace, recipe, find_model(recipe, workspace), sources)
 
 
 def run_data(pipeline: Pipeline) -> None:
     """Checks the datasets, samples the mixture, counts its tokens, and measures the SFT model on what is held out."""
     run, recipe, workspace, model = pipeline.run, pipeline.recipe, pipeline.workspace, pipeline.model
     sources = []
-    for source in [find_source(e, workspace) for e in recipe.mixture.datasets]:
+    for source in pipeline.sources:
         key = keys.source_key(source, recipe.validation, recipe.mixture.seed)
         checked = run(check_dataset, key, source=source, validation=recipe.validation, seed=recipe.mixture.seed)
         sources.append(checked)
@@ -117,7 +121,7 @@ def run_verdict(pipeline: Pipeline, identity: str) -> dict[str, str]:
         judged = {"baseline": results["baseline"], "policy": results["policy"]}
         key = keys.judge_key(judge, workspace, **judged)
         results["judge"] = run(judge_answers, key, judge=judge, **judged)
-    links = _links(workspace)
+    links = run_links(workspace)
     verdict = run(
         reach_verdict,
         keys.verdict_key(recipe, results),
@@ -131,9 +135,19 @@ def run_verdict(pipeline: Pipeline, identity: str) -> dict[str, str]:
     marker = workspace.home / "tracked" / tracked
     runs = summary.read_tracked(marker, workspace)
     if runs is None:
-        runs = record_runs(workspace, recipe, results, identity, links)
+        runs = record_runs(workspace, recipe, results, identity, links, origin(pipeline))
         summary.write_tracked(marker, workspace, runs)
     return runs
+
+
+def origin(pipeline: Pipeline) -> dict[str, str]:
+    """What the policy is, as tags: `policy` (digest); where it was trained here its lineage, and `train` (key)."""
+    workspace, results = pipeline.workspace, pipeline.results
+    found = lineage(pipeline.recipe, workspace, pipeline.model, pipeline.sources)
+    if train := results.get("train"):
+        policy = read_policy(train.folder(workspace) / "model", workspace)
+        return {**found, "policy": policy.digest, "train": train.key}
+    return {n: found[n] for n in ("sft_model", "sft_weights")} | {"policy": results["evaluated"].digest}
 
 
 def finish(pipeline: Pipeline, runs: dict[str, str], report: str) -> dict[str, Any]:
@@ -159,7 +173,8 @@ def finish(pipeline: Pipeline, runs: dict[str, str], report: str) -> dict[str, A
     }
 
 
-def _links(workspace: Workspace) -> dict[str, str]:
+def run_links(workspace: Workspace) -> dict[str, str]:
+    """The git revision and this flow run, as label → text."""
     found = {"git": git_revision(workspace.project), "prefect_flow_run": str(flow_run.id)}
     if flow_run.ui_url and not os.environ.get("PREFTUNE_LOCAL_SERVER"):  # the local one ends with the command
         found["prefect_ui"] = str(flow_run.ui_url)

@@ -30,11 +30,16 @@ def reach_verdict(
 
 @task(name="track", retries=3, retry_delay_seconds=[5, 20, 60])
 def record_runs(
-    workspace: Workspace, recipe: Recipe, results: dict[str, Any], identity: str, links: dict[str, str]
+    workspace: Workspace,
+    recipe: Recipe,
+    results: dict[str, Any],
+    identity: str,
+    links: dict[str, str],
+    origin: dict[str, str],
 ) -> dict[str, str]:
     """Completes both MLflow runs; returns {experiment, sft, policy}."""
     with tracking.mlflow_errors(workspace):
-        return verdict_runs.record_both(workspace, recipe, results, identity, links)
+        return verdict_runs.record_both(workspace, recipe, results, identity, links, origin)
 
 
 @task(name="merged", cache_policy=STEP_CACHE, persist_result=True, retries=1, retry_condition_fn=worth_a_retry)

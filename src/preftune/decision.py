@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from preftune.comparison_inputs import Inputs
-from preftune.gate import Damage, Verdict, decide
+from preftune.gate import SFT, Damage, Opponent, Verdict, decide
 from preftune.measures import Triple, above, answer_damages, effective, item_values, rewards, share
 from preftune.power import Primary, power_of
 from preftune.schema import Gate
@@ -49,11 +49,11 @@ def _average(values: list[float]) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
-def _required(inputs: Inputs, margins: list[float], accuracy: Triple) -> dict[str, float]:
+def _required(inputs: Inputs, margins: list[float], accuracy: Triple, opponent: Opponent) -> dict[str, float]:
     """What must be there and finite: every measure that is computed item by item, of both models. (A judge's are
     judged by whether the judge can be used.)"""
     found = {"reward_accuracy": accuracy[0], "reward_margin": _average(margins)}
-    for who, suffix in ((1, ""), (0, " (SFT)")):
+    for who, suffix in ((1, ""), (0, f" ({opponent.short})")):
         values = item_values([both[who] for both in inputs.pairs], [both[who] for both in inputs.answers])
         for task in inputs.tasks.values():
             values |= task_values(task, who)
@@ -92,7 +92,9 @@ def primary_measure(
     return Primary("lc_win_rate", value, low, high, gate.min_win_rate, n, n, judge["why"], found["why"])
 
 
-def weigh(inputs: Inputs, training: dict[str, Any] | None, beta: float, gate: Gate) -> Weighed:
+def weigh(
+    inputs: Inputs, training: dict[str, Any] | None, beta: float, gate: Gate, opponent: Opponent = SFT
+) -> Weighed:
     """Decides on rows in memory.
 
     Args:
@@ -100,6 +102,7 @@ def weigh(inputs: Inputs, training: dict[str, Any] | None, beta: float, gate: Ga
         training: train.json; None for a policy that was not trained here.
         beta: The DPO β.
         gate: The bars.
+        opponent: Whom the policy is compared with.
     """
     reward = [rewards(s, p, beta) for s, p in inputs.pairs]
     margins = [chosen - rejected for chosen, rejected in reward]
@@ -107,16 +110,17 @@ def weigh(inputs: Inputs, training: dict[str, Any] | None, beta: float, gate: Ga
     accuracy, worth = share(right, groups), effective(right, groups)
     rates, judge = win_rates(inputs), judge_summary(inputs, gate)
     tasks, capability = compare_tasks(inputs.tasks, gate)
-    of_answers = answer_damages(inputs.answers, gate)
+    of_answers = answer_damages(inputs.answers, gate, opponent)
     damages = adjusted(of_answers + capability)
     tasks = [task | {"p_holm": d.p} for task, d in zip(tasks, damages[len(of_answers) :], strict=True)]
     primary = primary_measure(accuracy, len(inputs.pairs), worth, judge, rates, gate)
     power = power_of(primary)
     verdict = decide(
-        required=_required(inputs, margins, accuracy),
+        required=_required(inputs, margins, accuracy, opponent),
         steps=None if training is None else (training["steps"], training["max_steps"]),
         damages=damages,
         primary=primary,
         needed=power["needed"],
+        opponent=opponent,
     )
     return Weighed(reward, accuracy, primary, power, damages, tasks, judge, rates, verdict)

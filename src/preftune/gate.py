@@ -5,13 +5,24 @@ Every comparison is written so that NaN never passes: a measure must be finite a
 
 from dataclasses import dataclass
 from math import isfinite
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from preftune.power import Primary
 
 Outcome = Literal["promote", "reject", "inconclusive"]
 Kind = Literal["stop", "empty", "repetition", "nll", "capability"]
 ALPHA = 0.05
+
+
+class Opponent(NamedTuple):
+    """Whom the policy is compared with, as the texts call it."""
+
+    short: str
+    long: str
+
+
+SFT = Opponent("SFT", "the SFT model")
+CHAMPION = Opponent("the champion", "the champion")
 
 _AFTER_DAMAGE: dict[str, str] = {
     "stop": "the policy learned to go on: see in the report whether its answers ramble or are good but long; look "
@@ -75,7 +86,7 @@ def _unmeasured(required: dict[str, float], damages: list[Damage], primary: Prim
     return reasons
 
 
-def _more(primary: Primary, needed: int | None) -> list[str]:
+def _more(primary: Primary, needed: int | None, opponent: Opponent) -> list[str]:
     """What to do when the size does not suffice."""
     rows = "evaluation.max_pairs" if primary.items == "pairs" else "evaluation.max_prompts"
     size = f"about {needed:,}" if needed else "more"
@@ -83,7 +94,7 @@ def _more(primary: Primary, needed: int | None) -> list[str]:
         f"measure {size} held-out {primary.items}: hold out more (test_split_size, or a larger test split) and raise "
         f"{rows}",
         "or make the difference larger: more or cleaner pairs, more steps, a lower beta",
-        "until then keep the SFT model",
+        f"until then keep {opponent.long}",
     ]
 
 
@@ -94,6 +105,7 @@ def decide(
     damages: list[Damage],
     primary: Primary,
     needed: int | None,
+    opponent: Opponent = SFT,
 ) -> Verdict:
     """Decides.
 
@@ -103,6 +115,7 @@ def decide(
         damages: The losses with their bars.
         primary: Held-out reward accuracy; with a judge the length-controlled win rate.
         needed: How many items would decide, if these do not.
+        opponent: Whom the policy is compared with.
     """
     reasons, advice = _unmeasured(required, damages, primary), []
     if reasons:
@@ -117,11 +130,12 @@ def decide(
         return Verdict("reject", reasons, advice)
     if found := [d for d in damages if d.applies]:
         reasons = [
-            f"{d.name}: worse than SFT by {d.mean:.3g} (95 % sure of at least {d.low:.3g}; allowed {d.bar:g})"
+            f"{d.name}: worse than {opponent.short} by {d.mean:.3g} "
+            f"(95 % sure of at least {d.low:.3g}; allowed {d.bar:g})"
             for d in found
         ]
         advice = [_AFTER_DAMAGE[kind] for kind in dict.fromkeys(d.kind for d in found)]
-        return Verdict("reject", reasons, ["keep the SFT model", *advice])
+        return Verdict("reject", reasons, [f"keep {opponent.long}", *advice])
     if primary.unusable is not None:
         return Verdict(
             "inconclusive",
@@ -142,10 +156,10 @@ def decide(
                 "or take a judge that looks less at the length",
             ],
         )
-    return _by_primary(primary, needed)
+    return _by_primary(primary, needed, opponent)
 
 
-def _by_primary(primary: Primary, needed: int | None) -> Verdict:
+def _by_primary(primary: Primary, needed: int | None, opponent: Opponent) -> Verdict:
     """The rows on the primary measure, which is finite and usable here."""
     value, low, high, bar = primary.value, primary.low, primary.high, primary.bar
     text = (
@@ -155,17 +169,19 @@ def _by_primary(primary: Primary, needed: int | None) -> Verdict:
         return Verdict(
             "promote",
             [f"{text}: above {bar:.0%}", "no damage measure exceeds its bar"],
-            ["read the worst losses in the report; if they can be lived with, the policy can replace the SFT model"],
+            [f"read the worst losses in the report; if they can be lived with, the policy can replace {opponent.long}"],
         )
     if high < 0.5:
         pairs = primary.items == "pairs"
-        meaning = "the policy prefers the rejected answers" if pairs else "the judge prefers SFT's answers"
+        meaning = (
+            "the policy prefers the rejected answers" if pairs else f"the judge prefers {opponent.short}'s answers"
+        )
         check = (
             "look whether chosen and rejected are swapped in the data (preftune audit shows pairs)"
             if pairs
             else "read the worst losses in the report: they show what the judge dislikes"
         )
-        return Verdict("reject", [f"{text}: below 50 %, {meaning}"], ["keep the SFT model", check])
+        return Verdict("reject", [f"{text}: below 50 %, {meaning}"], [f"keep {opponent.long}", check])
     if high < bar:
         return Verdict(
             "inconclusive",
@@ -176,4 +192,4 @@ def _by_primary(primary: Primary, needed: int | None) -> Verdict:
             ],
         )
     more = f"; about {needed:,} held-out {primary.items} would decide" if needed else ""
-    return Verdict("inconclusive", [f"{text}: it includes {bar:.0%}{more}"], _more(primary, needed))
+    return Verdict("inconclusive", [f"{text}: it includes {bar:.0%}{more}"], _more(primary, needed, opponent))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from preftune.comparison_inputs import Both, Row
-from preftune.gate import Damage
+from preftune.gate import SFT, Damage, Opponent
 from preftune.schema import Gate
 from preftune.statistics import (
     CONFIDENCE,
@@ -168,12 +168,13 @@ def lower_bound(losses: Sequence[float], clusters: Sequence[Any] | None = None) 
     return mean_interval(losses, 0.90)[0]
 
 
-def answer_damages(answers: list[Both], gate: Gate) -> list[Damage]:
-    """What the policy's answers lost against SFT's to the same prompts, with the bars.
+def answer_damages(answers: list[Both], gate: Gate, opponent: Opponent = SFT) -> list[Damage]:
+    """What the policy's answers lost against the opponent's to the same prompts, with the bars.
 
     Args:
-        answers: (SFT's, policy's) answer to each prompt.
+        answers: (opponent's, policy's) answer to each prompt.
         gate: The bars.
+        opponent: Whom the policy is compared with.
     """
     if not answers:
         return []
@@ -192,7 +193,7 @@ def answer_damages(answers: list[Both], gate: Gate) -> list[Damage]:
     repetition = [p["seq_rep_4"] - s["seq_rep_4"] for s, p in answers]
     continuous("repetition (seq-rep-4)", "repetition", repetition, gate.max_repetition_gain)
     continuous(
-        f"NLL of the answers under SFT, above {gate.max_nll_factor:g} × SFT's + {gate.max_nll_offset:g}",
+        f"NLL of the answers under SFT, above {gate.max_nll_factor:g} × {opponent.short}'s + {gate.max_nll_offset:g}",
         "nll",
         [nll(p) - gate.max_nll_factor * nll(s) - gate.max_nll_offset for s, p in answers],
         0.0,

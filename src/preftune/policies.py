@@ -54,6 +54,12 @@ def find_policy(name: str, workspace: Workspace, model: StartingModel) -> Policy
         raise UserError(problem, f"{_WHERE} {name}", "save it with save_pretrained, which writes safetensors")
     if not adapter:
         _check_vocabulary(folder, model, name)
+    return read_policy(folder, workspace)
+
+
+def read_policy(folder: Path, workspace: Workspace) -> Policy:
+    """The policy in a folder that holds one."""
+    adapter = (folder / "adapter_config.json").exists()
     digests = folder_digests(folder, workspace.models / "digests.json")
     if adapter:  # whole models beside it (a merged one stands in a folder of its own) do not count
         counted: dict[str, Any] = {n: sha for n, sha in digests.items() if n.startswith("adapter_model")}

@@ -193,6 +193,11 @@ def compare_url(workspace: Workspace, experiment: str, run_ids: list[str]) -> st
     return f"{ui_address(workspace)}/#/compare-runs?runs={runs}&experiments={experiments}"
 
 
+def version_url(workspace: Workspace, model: str, number: str) -> str:
+    """Address of a registered model's version in MLflow's UI."""
+    return f"{ui_address(workspace)}/#/models/{quote(model, safe='')}/versions/{number}"
+
+
 def run_name(recipe: Recipe, kind: str) -> str:
     """`starter dpo beta=0.1`, or `SmolLM2-135M-Instruct sft`."""
     if kind == "sft":

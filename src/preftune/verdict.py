@@ -8,6 +8,7 @@ from typing import Any
 
 from preftune.comparison_inputs import Inputs, read_inputs
 from preftune.decision import Weighed, weigh
+from preftune.gate import SFT, Opponent
 from preftune.measures import Triple, above, by_group, differences, displacement, effective, mean, measures
 from preftune.mt_bench_scores import mt_bench_scores
 from preftune.schema import Gate
@@ -60,11 +61,12 @@ def compare(
     folder: Path,
     training_notes: Sequence[dict[str, str]] = (),
     judge: Path | None = None,
+    opponent: Opponent = SFT,
 ) -> dict[str, Any]:
     """Computes every measure of both models and decides.
 
     Args:
-        sft: The baseline's folder.
+        sft: The baseline's folder; or the champion's evaluation, which then stands in its place.
         policy: The policy's folder.
         training: train.json; None for a policy that was not trained here.
         beta: The DPO β of the training.
@@ -72,6 +74,7 @@ def compare(
         folder: Where verdict.json and comparison.jsonl go.
         training_notes: What the training's curves show; passed on.
         judge: The judge's folder; None without a judge.
+        opponent: Whom the policy is compared with.
 
     Returns:
         verdict.json's content (docs/verdict.md).
@@ -80,8 +83,8 @@ def compare(
         StepError: The models, or the judge, saw other items.
     """
     inputs = read_inputs(sft, policy, judge)
-    weighed = weigh(inputs, training, beta, gate)
-    result = _finite(verdict_of(inputs, weighed) | {"beta": beta, "training_notes": list(training_notes)})
+    weighed = weigh(inputs, training, beta, gate, opponent)
+    result = _finite(verdict_of(inputs, weighed, opponent) | {"beta": beta, "training_notes": list(training_notes)})
     (folder / "verdict.json").write_text(json.dumps(result, indent=1, ensure_ascii=False))
     with (folder / "comparison.jsonl").open("w") as f:
         for (s, _), (chosen, rejected) in zip(inputs.pairs, weighed.rewards, strict=True):
@@ -91,12 +94,13 @@ def compare(
     return result
 
 
-def verdict_of(inputs: Inputs, weighed: Weighed) -> dict[str, Any]:
+def verdict_of(inputs: Inputs, weighed: Weighed, opponent: Opponent = SFT) -> dict[str, Any]:
     """verdict.json's content, but for β and what the training's curves show.
 
     Args:
         inputs: The rows.
         weighed: What the gate made of them.
+        opponent: Whom the policy is compared with.
     """
     pairs, answers, margins = inputs.pairs, inputs.answers, weighed.margins
     rates, scores = weighed.rates, mt_bench_scores(inputs)
@@ -142,6 +146,7 @@ def verdict_of(inputs: Inputs, weighed: Weighed) -> dict[str, Any]:
             damaged=any(d.applies for d in weighed.damages),
             judge=weighed.judge,
             rates=rates,
+            opponent=opponent,
         ),
     }
 

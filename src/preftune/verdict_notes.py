@@ -4,6 +4,7 @@ import math
 from typing import Any, Literal
 
 from preftune.comparison_inputs import Both, Inputs
+from preftune.gate import SFT, Opponent
 from preftune.measures import Triple
 from preftune.statistics import ratio_interval
 from preftune.task_losses import ungated
@@ -24,13 +25,13 @@ def _note(severity: Literal["warning", "note"], name: str, text: str, advice: st
     return {"severity": severity, "name": name, "text": text, "advice": advice}
 
 
-def _length(answers: list[Both], judged: bool) -> list[Note]:
+def _length(answers: list[Both], judged: bool, opponent: Opponent) -> list[Note]:
     lengths = [[len(both[who]["text"]) for both in answers] for who in (0, 1)]
     value, low, high = ratio_interval(lengths[1], lengths[0])
     if not math.isfinite(value) or 1 / LONGER <= value <= LONGER:
         return []
     interval = f" (95 % interval {low:.2f} to {high:.2f})" if math.isfinite(low) and math.isfinite(high) else ""
-    text = f"the policy's answers are {value:.2f} times as long as SFT's on average{interval}"
+    text = f"the policy's answers are {value:.2f} times as long as {opponent.short}'s on average{interval}"
     if value < 1:
         return [_note("note", "length_ratio", text, "read whether anything is missing in them")]
     if judged:
@@ -114,6 +115,7 @@ def verdict_notes(
     damaged: bool,
     judge: dict[str, Any] | None,
     rates: dict[str, Any],
+    opponent: Opponent = SFT,
 ) -> list[Note]:
     """verdict.json's `notes`: warnings first.
 
@@ -125,9 +127,10 @@ def verdict_notes(
         damaged: Whether any damage applies.
         judge: verdict.json's `judge`.
         rates: verdict.json's `win_rates`.
+        opponent: Whom the policy is compared with.
     """
     notes = _pairs(inputs.pairs, effective, displaced, damaged)
-    notes += _length(inputs.answers, judge is not None) + _answers(inputs.answers)
+    notes += _length(inputs.answers, judge is not None, opponent) + _answers(inputs.answers)
     if judge is not None and "held_out" in rates:
         notes += _judge(judge, rates["held_out"])
         if accuracy[2] < 0.5:

@@ -60,7 +60,12 @@ def _artifacts(workspace: Workspace, results: dict[str, Any], resolved: Path) ->
 
 
 def record_both(
-    workspace: Workspace, recipe: Recipe, results: dict[str, Any], identity: str, links: dict[str, str]
+    workspace: Workspace,
+    recipe: Recipe,
+    results: dict[str, Any],
+    identity: str,
+    links: dict[str, str],
+    origin: dict[str, str],
 ) -> dict[str, str]:
     """Completes the SFT baseline's and the policy's run.
 
@@ -70,6 +75,7 @@ def record_both(
         results: Step name → result; `source` holds a list. Either `train`, or `evaluated` (a policy on disk).
         identity: From `keys.run_identity`.
         links: Label → text, for the runs' note and tags.
+        origin: More tags of the policy's run: its lineage, by which it can be registered.
 
     Returns:
         {"experiment": id, "sft": run id, "policy": run id}, and "notice" if MLflow was away during training.
@@ -101,6 +107,7 @@ def record_both(
     late = outage(outage_note(workspace, identity)) if train else None
     tags |= {"preftune.verdict": verdict.info["outcome"], "preftune.sft_run": sft}
     tags |= {"preftune.metrics_late": late} if late else {}
+    tags |= {f"preftune.{k}": v for k, v in origin.items()}
     with tempfile.TemporaryDirectory() as scratch:
         resolved = Path(scratch) / "recipe.yaml"
         resolved.write_text(dump_yaml(recipe.resolved()))

@@ -193,6 +193,11 @@ def compare_url(workspace: Workspace, experiment: str, run_ids: list[str]) -> st
     return f"{ui_address(workspace)}/#/compare-runs?runs={runs}&experiments={experiments}"
 
 
+def run_url(workspace: Workspace, experiment: str, run_id: str) -> str:
+    """Address of a run's page in MLflow."""
+    return f"{ui_address(workspace)}/#/experiments/{experiment}/runs/{run_id}"
+
+
 def run_name(recipe: Recipe, kind: str) -> str:
     """`starter dpo beta=0.1`, or `SmolLM2-135M-Instruct sft`."""
     if kind == "sft":

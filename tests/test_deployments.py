@@ -32,7 +32,7 @@ def test_flow_loads_and_takes_the_parameters(deployment: dict[str, Any]) -> None
 def test_parameters_are_described_for_the_form(deployment: dict[str, Any]) -> None:
     flow = load_flow_from_entrypoint(deployment["entrypoint"], use_placeholder_flow=False)
     properties = parameter_schema(flow).properties
-    assert set(properties) == {"recipe", "overrides"}
+    assert {"recipe", "overrides"} <= set(properties)
     assert all(p.get("description") for p in properties.values()), properties
 
 

@@ -7,6 +7,7 @@ that may pass. Optuna is imported where it is used: the command's process needs 
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,6 +43,14 @@ class Trial:
     why: str = ""
 
 
+@lru_cache(maxsize=4)
+def _storage(path: Path) -> Any:
+    """The file, opened once in a process: Optuna looks through its tables each time."""
+    from optuna.storages import RDBStorage
+
+    return RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
+
+
 @dataclass(frozen=True)
 class Study:
     """The trials of one sweep; small, so that it can be sent to another process.
@@ -54,26 +63,26 @@ class Study:
     path: Path
     sweep: Sweep
 
-    def _load(self, drawn: int = 0) -> Any:
+    def _load(self, sampler: Any = None) -> Any:
+        """The study; with a sampler only where a trial is drawn (the grid's does not let its last trial be told)."""
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._make(optuna)
-        sampler: Any
-        if self.sweep.search == "grid":
-            values = self.sweep.parameters.items()
-            choices = {name: [as_choice(v) for v in found] for name, found in values if isinstance(found, tuple)}
-            sampler = optuna.samplers.GridSampler(choices, seed=self.sweep.seed)
-        else:  # by the number of the trial: a sweep that was killed draws on, not the first ones again
-            sampler = optuna.samplers.TPESampler(seed=self.sweep.seed + drawn)
         pruner = optuna.pruners.PercentilePruner(KEEP_PERCENT, n_startup_trials=FINISHED, n_min_trials=FINISHED)
-        return optuna.load_study(study_name=NAME, storage=self._storage(self.path), sampler=sampler, pruner=pruner)
+        sampler = sampler or optuna.samplers.RandomSampler()
+        return optuna.load_study(study_name=NAME, storage=_storage(self.path), sampler=sampler, pruner=pruner)
 
-    @staticmethod
-    def _storage(path: Path) -> Any:
-        from optuna.storages import RDBStorage
+    def _sampler(self, drawn: int) -> Any:
+        """What draws the trial of this number; by its number, so that a sweep that was killed draws on, and not the
+        first ones again."""
+        from optuna.samplers import GridSampler, TPESampler
 
-        return RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
+        if self.sweep.search == "optuna":
+            return TPESampler(seed=self.sweep.seed + drawn)
+        values = self.sweep.parameters.items()
+        choices = {name: [as_choice(v) for v in found] for name, found in values if isinstance(found, tuple)}
+        return GridSampler(choices, seed=self.sweep.seed)
 
     def _make(self, optuna: Any) -> None:
         """Creates the file, whole or not at all: a process killed half-way would leave one that nobody can open."""
@@ -85,7 +94,7 @@ class Study:
             building = self.path.with_suffix(".building")
             for left in building.parent.glob(f"{building.name}*"):
                 left.unlink()
-            storage = self._storage(building)
+            storage = _storage.__wrapped__(building)
             optuna.create_study(study_name=NAME, storage=storage, direction="maximize")
             storage.engine.dispose()
             building.replace(self.path)
@@ -127,7 +136,7 @@ class Study:
         left = [t for t in there if t.state == TrialState.RUNNING and t.number not in running]
         if not left and len(there) >= self.sweep.planned:
             return None
-        study = self._load(left[0].number if left else len(there))
+        study = self._load(self._sampler(left[0].number if left else len(there)))
         trial = optuna.trial.Trial(study, left[0]._trial_id) if left else study.ask()
         for name, wanted in self.sweep.parameters.items():  # a trial that has its values keeps them
             if not isinstance(wanted, Range):

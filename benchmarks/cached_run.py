@@ -16,11 +16,11 @@ HEAVY |= {"pyarrow", "numpy", "matplotlib", "tokenizers", "huggingface_hub", "op
 SHOWN = 10
 
 
-def counted_run(project: Path, recipe: Path, *options: str, **environment: str) -> dict[str, Any]:
-    """`preftune run` in a fresh process: what `benchmarks.counted` writes, and `result`, `stderr`."""
+def counted_run(project: Path, recipe: Path, *options: str, command: str = "run", **environment: str) -> dict[str, Any]:
+    """A preftune command in a fresh process: what `benchmarks.counted` writes, and `result`, `stderr`."""
     file = project / "counted.json"
-    command = ("benchmarks.counted", str(file), "run", str(recipe), "--json", *options)
-    done = fresh_process(*command, cwd=project, **environment)
+    counted = ("benchmarks.counted", str(file), command, str(recipe), "--json", *options)
+    done = fresh_process(*counted, cwd=project, **environment)
     return {**json.loads(file.read_text()), "result": json.loads(done.stdout), "stderr": done.stderr}
 
 

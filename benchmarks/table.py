@@ -56,6 +56,7 @@ FIGURES = (
     Figure("cached_run", "all-cached run, the flow's process, CPU-seconds", "≤ 5", "cpu_seconds"),
     Figure("starter", "starter run on an empty workspace, against `fast_path: off`", "≤ 0.5", "ratio"),
     Figure("starter", "imports, loads and conversions, share of the starter run", "≤ 0.15", "start_up_share"),
+    Figure("sweep", "sweep of four betas, against four single runs", "≤ 0.75", "ratio"),
     Figure("memory", "peak memory of a training step, 49k vocabulary, 1024 tokens", "≤ 0.6", "ratio"),
     Figure("evaluation", "standard evaluation, against plain TRL's training", "≤ 0.5", "standard_ratio"),
     Figure("data", "pairs per CPU-second to token ids, times TRL's", "≥ 3", "tokens.ratio_to_trl"),
@@ -63,7 +64,7 @@ FIGURES = (
     Figure("reference_cache", "references after a change, TRL's CPU-seconds to ours", "reported", "ratio"),
 )
 # Those that take the model's folder; the others choose for themselves.
-WITH_MODEL = ("step", "tokenization", "scoring", "memory", "evaluation", "data")
+WITH_MODEL = ("step", "tokenization", "scoring", "memory", "evaluation", "data", "sweep")
 
 
 def run(name: str, model: Path) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""The front door: `preftune init | check | audit | datasets | run | evaluate | retrain | promote | rollback | …`.
+"""The front door: `preftune init | check | audit | datasets | run | evaluate | runs | compare | ui |
+sweep | retrain | promote | rollback | up | down`.
 
 Exit codes: 0 done · 1 failed while running · 2 the input is wrong (recipe, data, model) · with --fail-on-reject
 also 3 rejected and 4 inconclusive.
@@ -23,6 +24,8 @@ from preftune.recipe import parse_overrides
 from preftune.workspace import find_workspace
 
 os.environ.setdefault("DO_NOT_TRACK", "true")
+
+SWEEP_HELP = f"Train a recipe with many values of its keys (section sweep) and rank them. {OVERRIDES_HELP}"
 
 app = App(name="preftune", help=tagline, version=version("preftune"), result_action="return_value")
 
@@ -142,6 +145,9 @@ def evaluate(
         from flows.evaluate_policy import evaluate_policy
     found = evaluate_policy(recipe=str(recipe.resolve()), policy=str(policy.resolve()), overrides=values)
     return tell(found, workspace, as_json, fail_on_reject)
+
+
+app.command("flows.sweep_command:sweep", name="sweep", help=SWEEP_HELP)
 
 
 @app.command(help="Compare recorded runs, each with the first, on what all were measured on; one HTML page.")

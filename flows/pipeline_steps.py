@@ -1,7 +1,9 @@
 """What the flows share: running cached steps, the data's part, and the part from two evaluated models to MLflow."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from prefect import get_run_logger
@@ -91,13 +93,25 @@ def run_data(pipeline: Pipeline) -> None:
     pipeline.results["baseline"] = baseline
 
 
-def run_training(pipeline: Pipeline) -> str:
-    """Trains and evaluates the policy; returns the identity of its MLflow run."""
+def run_training(
+    pipeline: Pipeline,
+    identify: Callable[[str], str] | None = None,
+    check: Callable[[Path], None] | None = None,
+) -> str:
+    """Trains and evaluates the policy; returns the identity of its MLflow run.
+
+    Args:
+        pipeline: With the data's part done.
+        identify: Given the identity that a run of its own would have, returns the one to use; before the training.
+        check: Given the file of metrics while it trains; what it raises ends the training.
+    """
     run, recipe, results = pipeline.run, pipeline.recipe, pipeline.results
     workspace, model, mixture = pipeline.workspace, pipeline.model, results["mixture"]
     key = keys.train_key(recipe, workspace, model, mixture)
     identity = keys.run_identity(recipe, results["baseline"].key, key)
-    train = run(train_policy, key, **pipeline.data, identity=identity)
+    if identify:
+        identity = identify(identity)
+    train = run(train_policy, key, **pipeline.data, identity=identity, check=check)
     trained = find_policy(str(train.folder(workspace) / "model"), workspace, model)
     key = keys.policy_key(recipe, workspace, model, mixture, trained.digest)
     policy = run(evaluate_policy, key, **pipeline.data, policy=trained.folder)

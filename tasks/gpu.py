@@ -1,6 +1,6 @@
 """Tasks that load a model: each starts one child process and holds the GPU slot while it runs."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -53,12 +53,15 @@ def train_policy(
     mixture: StepResult,
     lengths: StepResult,
     identity: str,
+    check: Callable[[Path], None] | None = None,
 ) -> StepResult:
     """Trains, shows how far it is, and sends the training's metrics to MLflow while they come."""
     logger = get_run_logger()
     watch = partial(_watched, workspace, recipe, identity)
     with gpu_slot(workspace, "train", key):
-        return training_step.make_train(workspace, key, recipe, model, mixture, lengths, logger.info, watch)
+        return training_step.make_train(
+            workspace, key, recipe, model, mixture, lengths, logger.info, watch, check=check
+        )
 
 
 @task(name="policy", **_GPU_TASK)

@@ -10,12 +10,12 @@ from typing import Any
 from prefect import get_run_logger
 from prefect.cache_policies import CacheKeyFnPolicy
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, GlobalConcurrencyLimitUpdate
 from prefect.concurrency.sync import concurrency
 from prefect.context import TaskRunContext
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 
-from preftune.errors import PreftuneError, UserError
+from preftune.errors import Hopeless, PreftuneError, UserError
 from preftune.store import find
 from preftune.workspace import Workspace
 
@@ -36,11 +36,44 @@ def worth_a_retry(_task: Any, _run: Any, state: Any) -> bool:
     """Wrong input stays wrong; everything else may be a passing fault."""
     try:
         state.result()
-    except UserError:
+    except (UserError, Hopeless):
         return False
     except Exception:
         return True
     return True
+
+
+def _slots(client: Any) -> int:
+    """How many slots the limit has; created with one when missing."""
+    try:
+        return client.read_global_concurrency_limit_by_name(GPU_LIMIT).limit
+    except ObjectNotFound:
+        with suppress(ObjectAlreadyExists):
+            client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=GPU_LIMIT, limit=1))
+        return 1
+
+
+@contextmanager
+def gpu_slots(wanted: int) -> Iterator[None]:
+    """As many slots as a sweep has workers, while it runs on a server of its own. A server that others use, too, is
+    left as it is: its owner knows how many devices there are."""
+    with get_client(sync_client=True) as client:
+        there = _slots(client)
+        own = "PREFTUNE_LOCAL_SERVER" in os.environ
+        if there < wanted and not own:
+            get_run_logger().warning(
+                "%d workers share %d GPU slot(s): for each to have one, prefect gcl update %s --limit %d",
+                *(wanted, there, GPU_LIMIT, wanted),
+            )
+        if there == wanted or not own:
+            yield
+            return
+        client.update_global_concurrency_limit(GPU_LIMIT, GlobalConcurrencyLimitUpdate(limit=wanted))
+    try:
+        yield
+    finally:
+        with get_client(sync_client=True) as client:
+            client.update_global_concurrency_limit(GPU_LIMIT, GlobalConcurrencyLimitUpdate(limit=1))
 
 
 @contextmanager
@@ -51,11 +84,7 @@ def gpu_slot(workspace: Workspace, step: str, key: str) -> Iterator[None]:
         yield
         return
     with get_client(sync_client=True) as client:
-        try:
-            client.read_global_concurrency_limit_by_name(GPU_LIMIT)
-        except ObjectNotFound:
-            with suppress(ObjectAlreadyExists):
-                client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=GPU_LIMIT, limit=1))
+        _slots(client)
     logger = get_run_logger()
     logger.info("waiting for the GPU slot")
     with concurrency(GPU_LIMIT, strict=True, lease_duration=LEASE_SECONDS):

@@ -43,7 +43,7 @@ def test_translations_lead_to_known_keys() -> None:
 
 def test_command_line_words_are_no_keys() -> None:
     """`--json`, `--keys`, `--fail-on-reject` and `--help` can never mean a recipe key."""
-    assert not {"json", "fail-on-reject", "fail_on_reject", "help", "keys"} & set(known())
+    assert not {"json", "fail-on-reject", "fail_on_reject", "help", "keys", "workers"} & set(known())
 
 
 def outside(key: str) -> list[float]:

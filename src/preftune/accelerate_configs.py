@@ -44,6 +44,19 @@ def first_gpu() -> str:
     return os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
 
 
+def gpu_shares(workers: int) -> list[str | None]:
+    """`CUDA_VISIBLE_DEVICES` of each of several processes that work at once; None where there are no devices.
+
+    Each has as many as the others; where there are fewer devices than processes, some share one.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(str(i) for i in range(gpu_count()))
+    devices = visible.split(",") if gpu_count() else []
+    if not devices:
+        return [None] * workers
+    each = max(len(devices) // workers, 1)
+    return [",".join(devices[i * each % len(devices) :][:each]) for i in range(workers)]
+
+
 @dataclass(frozen=True)
 class Launch:
     """How a training is started.

@@ -37,3 +37,7 @@ class StepError(PreftuneError):
 
 class OutOfMemory(StepError):
     """A child ran out of memory. The same again would end the same way; less at a time may fit."""
+
+
+class Hopeless(PreftuneError):
+    """A sweep's trial that is far behind the others, ended while it runs. Not a fault: never retried."""

@@ -61,3 +61,17 @@ def missing_packages(recipe: Recipe) -> list[Problem]:
         for key, value, module, package in wanted
         if not installed(module)
     ]
+
+
+def check_dask(workers: int) -> None:
+    """Refuses several workers where Dask is not installed.
+
+    Raises:
+        UserError: Then.
+    """
+    if workers > 1 and not installed("prefect_dask"):
+        raise UserError(
+            f"{workers} workers need the package prefect-dask, which is not installed here",
+            "workers",
+            "pip install 'preftune[dask]', or leave workers at 1: the trials run one after another",
+        )

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from preftune import evaluation_schema, schema
+from preftune import evaluation_schema, schema, sweep_schema
 from preftune.conflicts import conflicts
 from preftune.data import registry
 from preftune.errors import UserError
@@ -110,7 +110,9 @@ def read(data: dict[str, Any], path: Path, overrides: Mapping[str, Any] | None =
             **{"evaluation": {}, **sections, "method": method},
         )
     except ValidationError as e:
-        wrong = [_pydantic_error(error, where) for error in e.errors()]
+        # a misspelt key first: the one that it stands for is missing then
+        told = sorted(e.errors(), key=lambda error: error["type"] != "extra_forbidden")
+        wrong = [_pydantic_error(error, where) for error in told]
         # a list whose entries are all wrong is called empty, too
         found.problems += [(k, e) for k, e in wrong if not any(other.startswith(f"{k}.") for other, _ in wrong)]
         return found
@@ -270,6 +272,8 @@ _JUDGES = {"openai": evaluation_schema.OpenAIJudge, "reward_model": evaluation_s
 
 def _without_tags(loc: tuple[Any, ...]) -> tuple[Any, ...]:
     """pydantic's path without the names of a union's members: `evaluation.judge.openai.x` → `evaluation.judge.x`."""
+    if loc[:2] == ("sweep", "parameters"):
+        return loc[:3] + loc[4:]
     return tuple(p for i, p in enumerate(loc) if not (i and loc[i - 1] == "judge" and p in _JUDGES))
 
 
@@ -284,6 +288,8 @@ def _section_model(model: Any, field: str) -> Any:
         "evaluation": evaluation_schema.Evaluation,
         "gate": evaluation_schema.Gate,
         "tracking": schema.Tracking,
+        "sweep": sweep_schema.Sweep,
+        "range": sweep_schema.Range,
     }
     return names.get(field, model)
 

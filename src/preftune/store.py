@@ -143,3 +143,9 @@ def make(
         final.parent.mkdir(parents=True, exist_ok=True)
         partial.rename(final)
     return StepResult(step=step, key=key, digest=digest, info=info)
+
+
+def discard(workspace: Workspace, step: str, key: str) -> None:
+    """Deletes what an unfinished step has made so far: nobody will go on with it."""
+    with locked(workspace.partial / step / f"{key}.lock"):
+        shutil.rmtree(workspace.partial / step / key, ignore_errors=True)

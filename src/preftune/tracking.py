@@ -198,6 +198,11 @@ def version_url(workspace: Workspace, model: str, number: str) -> str:
     return f"{ui_address(workspace)}/#/models/{quote(model, safe='')}/versions/{number}"
 
 
+def run_url(workspace: Workspace, experiment: str, run_id: str) -> str:
+    """Address of a run's page in MLflow."""
+    return f"{ui_address(workspace)}/#/experiments/{experiment}/runs/{run_id}"
+
+
 def run_name(recipe: Recipe, kind: str) -> str:
     """`starter dpo beta=0.1`, or `SmolLM2-135M-Instruct sft`."""
     if kind == "sft":

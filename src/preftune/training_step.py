@@ -64,6 +64,7 @@ def make_train(
     watch: Callable[[Path], AbstractContextManager[Any]] = nullcontext,
     launch: Launch | None = None,
     run: Callable[[dict[str, Any]], None] | None = None,
+    check: Callable[[Path], None] | None = None,
 ) -> StepResult:
     """Trains the policy; goes on from the newest whole checkpoint of an earlier try, with less at a time when memory
     runs out. The info says what was trained, and what was changed for memory (`out_of_memory`).
@@ -79,12 +80,18 @@ def make_train(
         watch: Given the file of metrics; held while the training runs in this process's child.
         launch: How the training is launched; None: as the recipe and this machine say.
         run: Runs the job in processes that are there already; None: launches them.
+        check: Given the file of metrics at each line of the child; what it raises ends the training (SIGTERM).
     """
     launched = launch or accelerate_configs.launch(workspace, recipe.accelerate_config)
 
     def build(folder: Path) -> dict[str, Any]:
+        def told(line: str) -> None:
+            tell(line)
+            if check is not None:
+                check(folder / "metrics.jsonl")
+
         def start(job: dict[str, Any]) -> None:
-            run_model_child(workspace, "preftune.training", job, key, launched, tell)
+            run_model_child(workspace, "preftune.training", job, key, launched, told)
 
         job = training_job(workspace, folder, recipe, model, mixture, lengths, launched)
         with watch(folder / "metrics.jsonl"):

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prefect import get_run_logger
-from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.runtime import flow_run
 
-from preftune import keys, store, summary, tracking
+from flows.artifacts import show_data, show_verdict
+from preftune import keys, store, summary
 from preftune.data.decontamination import evaluation_sources
 from preftune.data.sources import find_source
 from preftune.digest import json_digest
@@ -80,6 +80,7 @@ def run_data(pipeline: Pipeline) -> None:
     pipeline.results |= {"source": sources, "mixture": mixture, "lengths": lengths}
     for notice in summary.data_notices(sources, mixture, lengths):
         get_run_logger().warning(notice)
+    show_data(sources, mixture, lengths)
     get_run_logger().info("mixture: %s", summary.mixture_line(mixture.info, lengths))
     baseline = run(evaluate_baseline, keys.baseline_key(recipe, workspace, model, mixture), **pipeline.data)
     for notice in baseline.info["notices"]:
@@ -137,15 +138,13 @@ def run_verdict(pipeline: Pipeline, identity: str) -> dict[str, str]:
 
 
 def finish(pipeline: Pipeline, runs: dict[str, str], report: str) -> dict[str, Any]:
-    """Puts the verdict and the link to MLflow on the flow run's page.
+    """Puts the verdict and its links on the flow run's page, and tells Prefect's automations.
 
     Returns:
         What every run's summary holds (docs/json.md).
     """
     found = pipeline.results["verdict"].info
-    url = tracking.compare_url(pipeline.workspace, runs["experiment"], [runs["sft"], runs["policy"]])
-    create_link_artifact(url, link_text="SFT against the policy in MLflow", key="mlflow-compare")
-    create_markdown_artifact(summary.verdict_markdown(found), key="verdict")
+    url = show_verdict(pipeline.workspace, pipeline.recipe, found, runs, report)
     return {
         "run_id": runs["policy"],
         "sft_run_id": runs["sft"],

@@ -9,7 +9,7 @@ from typing import Any
 
 from prefect import get_run_logger
 from prefect.cache_policies import CacheKeyFnPolicy
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.concurrency.sync import concurrency
 from prefect.context import TaskRunContext
@@ -43,6 +43,15 @@ def worth_a_retry(_task: Any, _run: Any, state: Any) -> bool:
     return True
 
 
+def ensure_gpu_limit(client: SyncPrefectClient) -> None:
+    """Creates the limit with one slot where it is missing; a changed one is kept."""
+    try:
+        client.read_global_concurrency_limit_by_name(GPU_LIMIT)
+    except ObjectNotFound:
+        with suppress(ObjectAlreadyExists):
+            client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=GPU_LIMIT, limit=1))
+
+
 @contextmanager
 def gpu_slot(workspace: Workspace, step: str, key: str) -> Iterator[None]:
     """Holds Prefect's global concurrency limit `gpu` (created with one slot when missing), so that two runs
@@ -51,11 +60,7 @@ def gpu_slot(workspace: Workspace, step: str, key: str) -> Iterator[None]:
         yield
         return
     with get_client(sync_client=True) as client:
-        try:
-            client.read_global_concurrency_limit_by_name(GPU_LIMIT)
-        except ObjectNotFound:
-            with suppress(ObjectAlreadyExists):
-                client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=GPU_LIMIT, limit=1))
+        ensure_gpu_limit(client)
     logger = get_run_logger()
     logger.info("waiting for the GPU slot")
     with concurrency(GPU_LIMIT, strict=True, lease_duration=LEASE_SECONDS):

@@ -68,9 +68,8 @@ def publish_result(
     return publish_run(workspace, recipe, model, target, results, repo)
 
 
-@task(
-    name="push", task_run_name="push to {repo}", retries=1, retry_delay_seconds=10
-)  # the hub's client tries each request five times
+# The hub's client tries each request five times.
+@task(name="push", task_run_name="push to {repo}", retries=1, retry_delay_seconds=10)
 def push_result(recipe: Recipe, target: Path, repo: str, outcome: str) -> str:
     """Uploads the output folder to the hub."""
     return push(

@@ -6,6 +6,7 @@ under another name and renamed when it is complete.
 """
 
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -42,4 +43,7 @@ def server_command(uri: str, artifacts: Path, port: int) -> list[str]:
     """MLflow's own server on the database, for this machine only: `preftune ui`, `preftune up`."""
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--backend-store-uri", uri, "--serve-artifacts"]
-    return [*command, "--artifacts-destination", artifacts.as_uri()]
+    command += ["--artifacts-destination", artifacts.as_uri()]
+    if os.environ.get("MLFLOW_AUTH_CONFIG_PATH"):  # MLflow reads its passwords' settings from there, if it is asked to
+        command += ["--app-name", "basic-auth"]
+    return command

@@ -26,10 +26,12 @@ from conftest import ROOT, child_env, preftune
 from test_browser import CHROMIUM, browse
 
 pytestmark = pytest.mark.slow
+Hook = tuple[str, list[dict[str, str]]]  # address, and what it was sent
 RECIPE = "recipe=recipes/tiny/config.yaml"
 BLOCK = """
 from prefect.blocks.notifications import CustomWebhookNotificationBlock as Hook
-print(Hook(name="preftune", url="{url}", json_data={{"subject": "{{{{subject}}}}", "body": "{{{{body}}}}"}}).save("preftune"))
+text = {{"subject": "{{{{subject}}}}", "body": "{{{{body}}}}"}}
+print(Hook(name="preftune", url="{url}", json_data=text).save("preftune"))
 """
 
 
@@ -71,9 +73,7 @@ class Site:
         self.folder = folder
         self.env = {"HOME": str(folder / "home"), **env}  # not this machine's Prefect profile
         self.ports = free_ports(2)
-        self.said = self.command(
-            "up", *(f"--{n}-port={p}" for n, p in zip(("prefect", "mlflow"), self.ports, strict=True))
-        )
+        self.said = self.command("up", f"--prefect-port={self.ports[0]}", f"--mlflow-port={self.ports[1]}")
 
     def command(self, *arguments: str) -> str:
         done = preftune(*arguments, cwd=self.folder, **self.env)
@@ -88,11 +88,8 @@ class Site:
 
     def ask(self, path: str, **body: Any) -> Any:
         """Prefect's API."""
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self.ports[0]}/api/{path}",
-            json.dumps(body).encode(),
-            {"Content-Type": "application/json"},
-        )
+        url, headers = f"http://127.0.0.1:{self.ports[0]}/api/{path}", {"Content-Type": "application/json"}
+        request = urllib.request.Request(url, json.dumps(body).encode(), headers)
         with urllib.request.urlopen(request, timeout=20) as answer:
             return json.loads(answer.read())
 
@@ -112,7 +109,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, make_project: Callable[..., P
 
 
 @pytest.fixture(scope="module")
-def hook() -> Iterator[tuple[str, list[dict[str, str]]]]:
+def hook() -> Iterator[Hook]:
     """A web hook on this machine: its address, and what it was sent."""
     got: list[dict[str, str]] = []
 
@@ -122,7 +119,7 @@ def hook() -> Iterator[tuple[str, list[dict[str, str]]]]:
             self.send_response(200)
             self.end_headers()
 
-        def log_message(self, *_: Any) -> None: ...
+        def log_message(self, format: str, *args: Any) -> None: ...
 
     server = HTTPServer(("127.0.0.1", 0), Receiver)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -132,12 +129,11 @@ def hook() -> Iterator[tuple[str, list[dict[str, str]]]]:
 
 
 @pytest.fixture(scope="module")
-def run(site: Site, hook: tuple[str, list[dict[str, str]]]) -> dict[str, Any]:
+def run(site: Site, hook: Hook) -> dict[str, Any]:
     """One run by the literal command, with the documented automations in place; the flow run as Prefect has it."""
     command = [sys.executable, "-c", BLOCK.format(url=hook[0])]
-    block = subprocess.run(
-        command, cwd=site.folder, env=child_env(**site.env), capture_output=True, text=True, check=True
-    )
+    env = child_env(**site.env)
+    block = subprocess.run(command, cwd=site.folder, env=env, capture_output=True, text=True, check=True)
     (site.folder / "automations.yaml").write_text(
         (ROOT / "docs/automations.yaml").read_text().replace("BLOCK_ID", block.stdout.strip())
     )
@@ -216,9 +212,7 @@ def test_mlflows_comparison_shows_both_runs(site: Site, run: dict[str, Any], tmp
         assert text in page, text
 
 
-def test_the_web_hook_is_told_the_verdict(
-    site: Site, run: dict[str, Any], hook: tuple[str, list[dict[str, str]]]
-) -> None:
+def test_the_web_hook_is_told_the_verdict(site: Site, run: dict[str, Any], hook: Hook) -> None:
     outcome = json.loads((site.folder / "data/tiny/verdict.json").read_text())["outcome"]
     message = wait_for(hook[1], "tiny")
     assert message["subject"] == f"preftune: tiny: {outcome}"
@@ -226,9 +220,7 @@ def test_the_web_hook_is_told_the_verdict(
     assert f"http://127.0.0.1:{site.ports[1]}/#/compare-runs" in message["body"]
 
 
-def test_the_web_hook_is_told_of_a_failure(
-    site: Site, run: dict[str, Any], hook: tuple[str, list[dict[str, str]]]
-) -> None:
+def test_the_web_hook_is_told_of_a_failure(site: Site, run: dict[str, Any], hook: Hook) -> None:
     done = site.prefect("deployment", "run", "smoke", "-p", "recipe=recipes/none/config.yaml", "--watch")
     assert done.returncode == 1 and "dpo-pipeline/smoke" in done.stdout, done.stdout + done.stderr
     message = wait_for(hook[1], "Failed")

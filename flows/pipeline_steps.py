@@ -6,6 +6,7 @@ from typing import Any
 
 from prefect import get_run_logger
 from prefect.runtime import flow_run
+from prefect.utilities.urls import url_for
 
 from flows.artifacts import show_data, show_verdict
 from preftune import keys, store, summary
@@ -160,6 +161,7 @@ def finish(pipeline: Pipeline, runs: dict[str, str], report: str) -> dict[str, A
 
 def _links(workspace: Workspace) -> dict[str, str]:
     found = {"git": git_revision(workspace.project), "prefect_flow_run": str(flow_run.id)}
-    if flow_run.ui_url and not os.environ.get("PREFTUNE_LOCAL_SERVER"):  # the local one ends with the command
-        found["prefect_ui"] = str(flow_run.ui_url)
+    page = url_for("flow-run", flow_run.id)  # runtime's ui_url is an address of older versions
+    if page and not os.environ.get("PREFTUNE_LOCAL_SERVER"):  # the local one ends with the command
+        found["prefect_ui"] = page
     return found

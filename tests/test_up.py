@@ -86,12 +86,12 @@ class Site:
         env = child_env(**self.env)
         return subprocess.run(command, cwd=self.folder, env=env, capture_output=True, text=True, timeout=600)
 
-    def ask(self, path: str, **body: Any) -> Any:
+    def ask(self, path: str, method: str = "POST", **body: Any) -> Any:
         """Prefect's API."""
         url, headers = f"http://127.0.0.1:{self.ports[0]}/api/{path}", {"Content-Type": "application/json"}
-        request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+        request = urllib.request.Request(url, json.dumps(body).encode(), headers, method=method)
         with urllib.request.urlopen(request, timeout=20) as answer:
-            return json.loads(answer.read())
+            return json.loads(answer.read() or "null")
 
     def log(self) -> str:
         logs = (self.folder / ".preftune/logs").glob("up-*.log")
@@ -240,7 +240,7 @@ def test_up_again_starts_what_is_missing_and_keeps_what_was_changed(site: Site) 
     before = json.loads((site.folder / ".preftune/up.json").read_text())
     (worker,) = (s for s in before if s["name"] == "worker")
     psutil.Process(worker["pid"]).kill()
-    assert site.prefect("gcl", "update", "gpu", "--limit", "2").returncode == 0
+    site.ask("v2/concurrency_limits/gpu", "PATCH", limit=2)
     said = site.command("up")
     assert [re.search(rf"{n} .*\b(started|was running)", said)[1] for n in ("Prefect", "MLflow", "worker")] == [  # type: ignore[index]
         *("was running", "was running", "started")

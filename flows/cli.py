@@ -8,7 +8,6 @@ also 3 rejected and 4 inconclusive.
 import json
 import os
 import signal
-import socket
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -180,19 +179,20 @@ def runs(*, as_json: Json = False) -> int:
 @app.command(help="Open MLflow's UI on the workspace (in the foreground; Ctrl-C ends it).")
 def ui(*, port: Annotated[int, Parameter(help="Port on 127.0.0.1.")] = 5000) -> int:
     from flows.output import say
-    from preftune.mlflow_database import ensure_database
+    from preftune.mlflow_database import ensure_database, server_command
+    from preftune.services import check_port
 
     workspace = find_workspace().make()
-    with socket.socket() as s:
-        if s.connect_ex(("127.0.0.1", port)) == 0:
-            raise UserError(f"port {port} is taken", "preftune ui", f"end what listens there, or --port={port + 1}")
+    check_port(port, "preftune ui", "port")
     ensure_database(workspace.mlflow_uri, workspace.mlflow_artifacts)
     say(f"MLflow: http://127.0.0.1:{port} in about half a minute (Ctrl-C ends it)")
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--backend-store-uri", workspace.mlflow_uri, "--serve-artifacts"]
-    command += ["--artifacts-destination", workspace.mlflow_artifacts.as_uri()]
     sys.stdout.flush()
-    os.execv(sys.executable, command)  # signals reach the server itself
+    # Signals reach the server itself.
+    os.execv(sys.executable, server_command(workspace.mlflow_uri, workspace.mlflow_artifacts, port))
+
+
+app.command("flows.up_command:up", name="up", help="Start what deployments need on this machine, in the background.")
+app.command("flows.up_command:down", name="down", help="End what preftune up started.")
 
 
 def _fail(error: PreftuneError, as_json: bool) -> int:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from preftune.services import prefect_api
 from preftune.workspace import Workspace
 
 Overrides = Annotated[str, Parameter(show=False, allow_leading_hyphen=True)]
@@ -19,10 +20,15 @@ OVERRIDES_HELP = "Any recipe key is an option too: --beta=0.2, --evaluation.pres
 
 @contextmanager
 def prefect_server(workspace: Workspace) -> Iterator[None]:
-    """Starts a local server where none is configured; the block imports the flow while it starts."""
+    """A server: the configured one, that of `preftune up`, or one of our own; the block imports the flow meanwhile."""
     from flows.local_server import LocalServer, configured_api
 
-    server = None if configured_api() else LocalServer(workspace)
+    server = None
+    if not configured_api():
+        if url := prefect_api(workspace):
+            os.environ["PREFECT_API_URL"] = url
+        else:
+            server = LocalServer(workspace)
     os.environ.setdefault("PREFECT_LOCAL_STORAGE_PATH", str(workspace.prefect / "results"))
     yield
     if server is not None:

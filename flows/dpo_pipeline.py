@@ -13,6 +13,7 @@ from prefect.runtime import flow_run
 from pydantic import Field
 
 from flows.pipeline_steps import Pipeline, begin, finish, run_data, run_training, run_verdict
+from flows.run_names import recipe_name, run_name
 from preftune import keys
 from preftune.hub_push import check_push
 from preftune.publish import check_replaceable
@@ -24,7 +25,8 @@ from tasks.results import merge_adapter, publish_result, push_result
 
 
 def _run_name() -> str:
-    return f"dpo {Path((flow_run.parameters or {}).get('recipe', '')).parent.name}"
+    given = flow_run.parameters or {}
+    return run_name("dpo", recipe_name(given.get("recipe", "")), given.get("overrides"))
 
 
 @flow(name="dpo-pipeline", flow_run_name=_run_name, persist_result=False)

@@ -10,6 +10,7 @@ from prefect.runtime import flow_run
 from pydantic import Field
 
 from flows.pipeline_steps import begin, finish, run_data, run_verdict
+from flows.run_names import run_name
 from preftune import keys
 from preftune.policies import find_policy
 from preftune.workspace import find_workspace
@@ -19,7 +20,8 @@ from tasks.recipe import read_recipe
 
 
 def _run_name() -> str:
-    return f"evaluate {Path((flow_run.parameters or {}).get('policy', '')).name}"
+    given = flow_run.parameters or {}
+    return run_name("evaluate", Path(given.get("policy", "")).name, given.get("overrides"))
 
 
 @flow(name="evaluate-policy", flow_run_name=_run_name, persist_result=False)

@@ -12,6 +12,7 @@ from rich.table import Table
 from preftune.advice import gib
 from preftune.audit.console import show_audit
 from preftune.key_report import KeyReport
+from preftune.services import running
 from preftune.store import StepResult
 from preftune.strict_yaml import dump_yaml
 from preftune.summary import headline_rows
@@ -180,7 +181,7 @@ def show_result(result: dict[str, Any], workspace: Workspace) -> None:
         else f"model:    {workspace.display(Path(result['output_dir']))}",
         f"compare:  {result['compare_url']}",
     ]
-    if not workspace.mlflow_uri.startswith("http"):
+    if not workspace.mlflow_uri.startswith("http") and "mlflow" not in running(workspace):
         lines.append("          (first start MLflow's UI: preftune ui)")
     say("\n".join(lines))
 

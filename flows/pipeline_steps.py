@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from prefect import get_run_logger
-from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.runtime import flow_run
+from prefect.utilities.urls import url_for
 
-from preftune import keys, store, summary, tracking
+from flows.artifacts import show_data, show_verdict
+from preftune import keys, store, summary
 from preftune.data.decontamination import evaluation_sources
 from preftune.data.sources import Source, find_source
 from preftune.digest import json_digest
@@ -86,6 +87,7 @@ def run_data(pipeline: Pipeline) -> None:
     pipeline.results |= {"source": sources, "mixture": mixture, "lengths": lengths}
     for notice in summary.data_notices(sources, mixture, lengths):
         get_run_logger().warning(notice)
+    show_data(sources, mixture, lengths)
     get_run_logger().info("mixture: %s", summary.mixture_line(mixture.info, lengths))
     baseline = run(evaluate_baseline, keys.baseline_key(recipe, workspace, model, mixture), **pipeline.data)
     for notice in baseline.info["notices"]:
@@ -165,15 +167,13 @@ def origin(pipeline: Pipeline) -> dict[str, str]:
 
 
 def finish(pipeline: Pipeline, runs: dict[str, str], report: str) -> dict[str, Any]:
-    """Puts the verdict and the link to MLflow on the flow run's page.
+    """Puts the verdict and its links on the flow run's page, and tells Prefect's automations.
 
     Returns:
         What every run's summary holds (docs/json.md).
     """
     found = pipeline.results["verdict"].info
-    url = tracking.compare_url(pipeline.workspace, runs["experiment"], [runs["sft"], runs["policy"]])
-    create_link_artifact(url, link_text="SFT against the policy in MLflow", key="mlflow-compare")
-    create_markdown_artifact(summary.verdict_markdown(found), key="verdict")
+    url = show_verdict(pipeline.workspace, pipeline.recipe, found, runs, report)
     return {
         "run_id": runs["policy"],
         "sft_run_id": runs["sft"],
@@ -190,6 +190,7 @@ def finish(pipeline: Pipeline, runs: dict[str, str], report: str) -> dict[str, A
 def run_links(workspace: Workspace) -> dict[str, str]:
     """The git revision and this flow run, as label → text."""
     found = {"git": git_revision(workspace.project), "prefect_flow_run": str(flow_run.id)}
-    if flow_run.ui_url and not os.environ.get("PREFTUNE_LOCAL_SERVER"):  # the local one ends with the command
-        found["prefect_ui"] = str(flow_run.ui_url)
+    page = url_for("flow-run", flow_run.id)  # runtime's ui_url is an address of older versions
+    if page and not os.environ.get("PREFTUNE_LOCAL_SERVER"):  # the local one ends with the command
+        found["prefect_ui"] = page
     return found

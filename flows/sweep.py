@@ -14,7 +14,7 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.runtime import flow_run
 from pydantic import Field
 
-from flows.pipeline_steps import Pipeline, begin, run_links, run_data
+from flows.pipeline_steps import Pipeline, begin, run_data, run_links
 from flows.sweep_trials import SweepJob, run_trials
 from preftune import keys, tracking
 from preftune.accelerate_configs import gpu_shares

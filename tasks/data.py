@@ -13,7 +13,7 @@ from tasks.policy import STEP_CACHE, worth_a_retry
 
 @task(
     name="source",
-    task_run_name="source {source.entry.id}",
+    task_run_name="check {source.entry.id}",
     cache_policy=STEP_CACHE,
     persist_result=True,
     retries=2,
@@ -25,7 +25,14 @@ def check_dataset(key: str, workspace: Workspace, source: Source, validation: Va
     return steps.make_source(workspace, key, source, validation, seed)
 
 
-@task(name="mixture", cache_policy=STEP_CACHE, persist_result=True, retries=1, retry_condition_fn=worth_a_retry)
+@task(
+    name="mixture",
+    task_run_name="sample the mixture",
+    cache_policy=STEP_CACHE,
+    persist_result=True,
+    retries=1,
+    retry_condition_fn=worth_a_retry,
+)
 def sample_mixture(
     key: str, workspace: Workspace, sources: list[StepResult], mixture: Mixture, validation: Validation
 ) -> StepResult:
@@ -33,7 +40,14 @@ def sample_mixture(
     return steps.make_mixture(workspace, key, sources, mixture, validation)
 
 
-@task(name="lengths", cache_policy=STEP_CACHE, persist_result=True, retries=1, retry_condition_fn=worth_a_retry)
+@task(
+    name="lengths",
+    task_run_name="count tokens",
+    cache_policy=STEP_CACHE,
+    persist_result=True,
+    retries=1,
+    retry_condition_fn=worth_a_retry,
+)
 def count_tokens(
     key: str, workspace: Workspace, recipe: Recipe, model: StartingModel, mixture: StepResult
 ) -> StepResult:

@@ -17,6 +17,7 @@ from preftune.models import StartingModel, prepare_embedded
 from preftune.schema import Recipe
 from preftune.store import StepResult
 from preftune.workspace import Workspace
+from tasks import run_names
 from tasks.policy import STEP_CACHE, gpu_slot, worth_a_retry
 from tasks.progress import TrainingProgress
 
@@ -29,13 +30,13 @@ _GPU_TASK: dict[str, Any] = {
 }
 
 
-@task(name="prepare-model", retries=2, retry_delay_seconds=5)
+@task(name="prepare-model", task_run_name="prepare the embedded model", retries=2, retry_delay_seconds=5)
 def prepare_model(workspace: Workspace) -> None:
     """Fetches and converts the embedded model, once per workspace."""
     prepare_embedded(workspace, get_run_logger().info)
 
 
-@task(name="baseline", **_GPU_TASK)
+@task(name="baseline", task_run_name=run_names.baseline, **_GPU_TASK)
 def evaluate_baseline(
     key: str, workspace: Workspace, recipe: Recipe, model: StartingModel, mixture: StepResult, lengths: StepResult
 ) -> StepResult:
@@ -44,7 +45,7 @@ def evaluate_baseline(
         return evaluation_steps.make_baseline(workspace, key, recipe, model, mixture, lengths, get_run_logger().info)
 
 
-@task(name="train", **_GPU_TASK)
+@task(name="train", task_run_name=run_names.train, **_GPU_TASK)
 def train_policy(
     key: str,
     workspace: Workspace,
@@ -64,7 +65,7 @@ def train_policy(
         )
 
 
-@task(name="policy", **_GPU_TASK)
+@task(name="policy", task_run_name=run_names.policy, **_GPU_TASK)
 def evaluate_policy(
     key: str,
     workspace: Workspace,
@@ -80,7 +81,7 @@ def evaluate_policy(
         return evaluation_steps.make_policy(workspace, key, recipe, model, mixture, lengths, policy, tell)
 
 
-@task(name="judge", **_GPU_TASK)
+@task(name="judge", task_run_name="judge answers: {judge.settings.model}", **_GPU_TASK)
 def judge_answers(
     key: str, workspace: Workspace, judge: FoundJudge, baseline: StepResult, policy: StepResult
 ) -> StepResult:

@@ -9,7 +9,7 @@ from typing import Any
 
 from prefect import get_run_logger
 from prefect.cache_policies import CacheKeyFnPolicy
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, GlobalConcurrencyLimitUpdate
 from prefect.concurrency.sync import concurrency
 from prefect.context import TaskRunContext
@@ -43,8 +43,8 @@ def worth_a_retry(_task: Any, _run: Any, state: Any) -> bool:
     return True
 
 
-def _slots(client: Any) -> int:
-    """How many slots the limit has; created with one when missing."""
+def ensure_gpu_limit(client: SyncPrefectClient) -> int:
+    """How many slots the limit has; created with one where it is missing, a changed one is kept."""
     try:
         return client.read_global_concurrency_limit_by_name(GPU_LIMIT).limit
     except ObjectNotFound:
@@ -58,7 +58,7 @@ def gpu_slots(wanted: int) -> Iterator[None]:
     """As many slots as a sweep has workers, while it runs on a server of its own. A server that others use, too, is
     left as it is: its owner knows how many devices there are."""
     with get_client(sync_client=True) as client:
-        there = _slots(client)
+        there = ensure_gpu_limit(client)
         own = "PREFTUNE_LOCAL_SERVER" in os.environ
         if there < wanted and not own:
             get_run_logger().warning(
@@ -84,7 +84,7 @@ def gpu_slot(workspace: Workspace, step: str, key: str) -> Iterator[None]:
         yield
         return
     with get_client(sync_client=True) as client:
-        _slots(client)
+        ensure_gpu_limit(client)
     logger = get_run_logger()
     logger.info("waiting for the GPU slot")
     with concurrency(GPU_LIMIT, strict=True, lease_duration=LEASE_SECONDS):

@@ -12,10 +12,18 @@ from preftune.publish import publish_run
 from preftune.schema import Recipe
 from preftune.store import StepResult
 from preftune.workspace import Workspace
+from tasks import run_names
 from tasks.policy import STEP_CACHE, worth_a_retry
 
 
-@task(name="verdict", cache_policy=STEP_CACHE, persist_result=True, retries=1, retry_condition_fn=worth_a_retry)
+@task(
+    name="verdict",
+    task_run_name=run_names.verdict,
+    cache_policy=STEP_CACHE,
+    persist_result=True,
+    retries=1,
+    retry_condition_fn=worth_a_retry,
+)
 def reach_verdict(
     key: str,
     workspace: Workspace,
@@ -28,7 +36,7 @@ def reach_verdict(
     return verdict_step.make_verdict(workspace, key, recipe, results, done, lineage)
 
 
-@task(name="track", retries=3, retry_delay_seconds=[5, 20, 60])
+@task(name="track", task_run_name="record in MLflow: {recipe.experiment}", retries=3, retry_delay_seconds=[5, 20, 60])
 def record_runs(
     workspace: Workspace,
     recipe: Recipe,
@@ -42,7 +50,14 @@ def record_runs(
         return verdict_runs.record_both(workspace, recipe, results, identity, links, origin)
 
 
-@task(name="merged", cache_policy=STEP_CACHE, persist_result=True, retries=1, retry_condition_fn=worth_a_retry)
+@task(
+    name="merged",
+    task_run_name=run_names.merge,
+    cache_policy=STEP_CACHE,
+    persist_result=True,
+    retries=1,
+    retry_condition_fn=worth_a_retry,
+)
 def merge_adapter(
     key: str, workspace: Workspace, recipe: Recipe, model: StartingModel, train: StepResult
 ) -> StepResult:
@@ -50,7 +65,7 @@ def merge_adapter(
     return training_step.make_merged(workspace, key, recipe, model, train, get_run_logger().info)
 
 
-@task(name="publish", retries=1)
+@task(name="publish", task_run_name=run_names.publish, retries=1)
 def publish_result(
     workspace: Workspace, recipe: Recipe, model: StartingModel, target: Path, results: dict[str, Any], repo: str | None
 ) -> bool:
@@ -58,7 +73,8 @@ def publish_result(
     return publish_run(workspace, recipe, model, target, results, repo)
 
 
-@task(name="push", retries=1, retry_delay_seconds=10)  # the hub's client tries each request five times
+# The hub's client tries each request five times.
+@task(name="push", task_run_name="push to {repo}", retries=1, retry_delay_seconds=10)
 def push_result(recipe: Recipe, target: Path, repo: str, outcome: str) -> str:
     """Uploads the output folder to the hub."""
     return push(

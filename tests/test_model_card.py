@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from preftune.model_card import CardInput, block, code, markdown, render_card, without_folders
+from preftune.markdown import code, markdown
+from preftune.model_card import CardInput, block, render_card, without_folders
 from preftune.models import StartingModel
 from preftune.recipe import resolve
 from preftune.store import StepResult

@@ -14,9 +14,11 @@ from preftune.store import StepResult
 from preftune.summary import (
     HEADLINES,
     data_notices,
+    data_table,
     headline_rows,
     lineage,
     mixture_line,
+    mixture_table,
     read_tracked,
     verdict_markdown,
     write_tracked,
@@ -56,14 +58,25 @@ def test_verdict_markdown() -> None:
     note = {"severity": "warning", "name": "margin-flat", "text": "the margin did not grow", "advice": "read pairs"}
     info = {"outcome": "promote", "reasons": ["first", "second"], "metrics": METRICS, "training_notes": [note]}
     info["advice"] = ["read the worst losses"]
-    text = verdict_markdown(info)
+    text = verdict_markdown(info, "data/x/report.html")
     lines = text.splitlines()
     assert lines[0] == "# promote" and "- first" in lines and "- second" in lines
     assert lines[lines.index("## What to do next") + 2] == "- read the worst losses"
     table = [line for line in lines if line.startswith("|")]
     assert len(table) == 2 + 3 and {line.count("|") for line in table} == {4}
     assert "| reward accuracy | 0.500 | 0.712  [0.610, 0.790] |" in table
-    assert lines[-1] == "- warning: the margin did not grow (read pairs)"
+    assert lines[-3:] == ["- warning: the margin did not grow (read pairs)", "", "Report: `data/x/report.html`"]
+
+
+def test_verdict_markdown_shows_foreign_text_as_it_is() -> None:
+    """A dataset's or task's name stands in a reason; it must become neither a link, nor a tag, nor a table."""
+    wild = "<img src=x> [a](http://b) | `c` **d**"
+    note = {"severity": "warning", "name": "n", "text": wild, "advice": ""}
+    text = verdict_markdown(
+        {"outcome": "reject", "reasons": [wild], "advice": [wild], "metrics": METRICS, "training_notes": [note]}, "r"
+    )
+    escaped = r"&lt;img src=x&gt; \[a\](http://b) \| \`c\` \*\*d\*\*"
+    assert text.count(escaped) == 3 and "<img" not in text and "[a](" not in text.replace(escaped, "")
 
 
 def step(name: str, info: dict[str, Any] | None = None) -> StepResult:
@@ -217,3 +230,16 @@ def test_project_folders_of_any_name(tmp_path: Path, name: str, monkeypatch: pyt
 def test_the_marker_is_plain_json(workspace: Workspace) -> None:
     write_tracked(workspace.home / "x.json", workspace, RUNS)
     assert json.loads((workspace.home / "x.json").read_text()) == {"uri": workspace.mlflow_uri, **RUNS}
+
+
+def test_tables_of_the_data() -> None:
+    """A row for each split that was read, in words; a row for each dataset that is trained on."""
+    side = {"split": "train_prefs", "read": 10, "kept": 7, "dropped": {"empty-chosen": 2, "identical": 1}}
+    held_out = {"split": "test_prefs", "read": 3, "kept": 3, "dropped": {}}
+    found = data_table([step("source", {"id": "a", "notices": [], "train": side, "test": held_out})])
+    assert [list(row.values()) for row in found] == [
+        ["a", "train_prefs", "training", 10, 7, 3, "2 empty-chosen, 1 identical"],
+        ["a", "test_prefs", "held out", 3, 3, 0, ""],
+    ]
+    shares = mixture_table({"by_source": {"a": 7, "b": 21}, "shares": {"a": 0.25, "b": 0.75}})
+    assert [list(row.values()) for row in shares] == [["a", 7, "25.0%"], ["b", 21, "75.0%"]]

@@ -5,6 +5,9 @@ in between leaves a file that no later MLflow can open ("table _alembic_tmp_… 
 under another name and renamed when it is complete.
 """
 
+import logging
+import os
+import sys
 from pathlib import Path
 
 from preftune.store import locked
@@ -28,8 +31,19 @@ def ensure_database(uri: str, artifacts: Path) -> None:
             return
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # how the tables are made is nobody's news
         building = path.with_name(f".{path.name}.building")
         for left in path.parent.glob(f"{building.name}*"):  # of a process that was killed, journal included
             left.unlink()
         SqlAlchemyStore(f"sqlite:///{building}", artifacts.as_uri()).engine.dispose()
         building.replace(path)
+
+
+def server_command(uri: str, artifacts: Path, port: int) -> list[str]:
+    """MLflow's own server on the database, for this machine only: `preftune ui`, `preftune up`."""
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--backend-store-uri", uri, "--serve-artifacts"]
+    command += ["--artifacts-destination", artifacts.as_uri()]
+    if os.environ.get("MLFLOW_AUTH_CONFIG_PATH"):  # MLflow reads its passwords' settings from there, if it is asked to
+        command += ["--app-name", "basic-auth"]
+    return command

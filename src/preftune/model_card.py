@@ -4,7 +4,6 @@ The same for the same run: no times, no folders of this machine, no tokens. What
 escaped.
 """
 
-import html
 import json
 import re
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from markupsafe import Markup
 from preftune.data.registry import known
 from preftune.digest import library_versions
 from preftune.known_keys import specs
+from preftune.markdown import code, markdown
 from preftune.models import StartingModel
 from preftune.schema import EMBEDDED_MODEL, Recipe
 from preftune.store import StepResult
@@ -52,20 +52,6 @@ class CardInput:
     model: StartingModel
     results: dict[str, Any]
     verdict: dict[str, Any] | None
-
-
-def markdown(text: Any) -> Markup:
-    """Text that Markdown shows as it is, on one line."""
-    if isinstance(text, Markup):
-        return text
-    line = html.escape(" ".join(str(text).split()), quote=False)
-    return Markup(re.sub(r"([\\`*_\[\]|~$])", r"\\\1", line))
-
-
-def code(text: Any) -> Markup:
-    """Text in a code span, also within a table."""
-    line = " ".join(str(text).split()).replace("`", "'")
-    return Markup(f"`{line}`".replace("|", "\\|"))
 
 
 def block(text: str, language: str = "") -> Markup:

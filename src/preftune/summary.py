@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from preftune.digest import library_versions
+from preftune.markdown import code, markdown
 from preftune.models import StartingModel
 from preftune.schema import Recipe
 from preftune.store import StepResult
@@ -51,21 +52,47 @@ def headline_rows(metrics: dict[str, dict[str, float | None]]) -> list[tuple[str
     ]
 
 
-def verdict_markdown(info: dict[str, Any]) -> str:
-    """The verdict as Markdown, for the flow run's page."""
-    lines = [f"# {info['outcome']}", "", *(f"- {r}" for r in info["reasons"]), ""]
+def verdict_markdown(info: dict[str, Any], report: str) -> str:
+    """The verdict as Markdown, for the flow run's page; it says where the report stands."""
+    lines = [f"# {info['outcome']}", "", *(f"- {markdown(r)}" for r in info["reasons"]), ""]
     if info["advice"]:
-        lines += ["## What to do next", "", *(f"- {a}" for a in info["advice"]), ""]
+        lines += ["## What to do next", "", *(f"- {markdown(a)}" for a in info["advice"]), ""]
     lines += ["| measure | SFT | DPO |", "|---|---|---|"]
     lines += [f"| {label} | {sft} | {policy} |" for label, sft, policy in headline_rows(info["metrics"])]
     if info["training_notes"]:
         lines += ["", "## What the training shows", "", *training_note_lines(info["training_notes"])]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", f"Report: {code(report)}"])
 
 
 def training_note_lines(notes: list[dict[str, str]]) -> list[str]:
     """What the training's curves show, as a Markdown list."""
-    return [f"- {n['severity']}: {n['text']}" + (f" ({n['advice']})" if n["advice"] else "") for n in notes]
+    texts = [n["text"] + (f" ({n['advice']})" if n["advice"] else "") for n in notes]
+    return [f"- {n['severity']}: {markdown(text)}" for n, text in zip(notes, texts, strict=True)]
+
+
+def data_table(sources: list[StepResult]) -> list[dict[str, Any]]:
+    """What each dataset's splits gave, a row each."""
+    return [
+        {
+            "dataset": source.info["id"],
+            "split": found["split"],
+            "for": {"train": "training", "test": "held out"}[side],
+            "read": found["read"],
+            "kept": found["kept"],
+            "dropped": sum(found["dropped"].values()),
+            "why": ", ".join(f"{n} {reason}" for reason, n in found["dropped"].items()),
+        }
+        for source in sources
+        for side, found in source.info.items()
+        if side in ("train", "test")
+    ]
+
+
+def mixture_table(info: dict[str, Any]) -> list[dict[str, Any]]:
+    """What is trained on, a row for each dataset."""
+    return [
+        {"dataset": n, "pairs": pairs, "share": f"{info['shares'][n]:.1%}"} for n, pairs in info["by_source"].items()
+    ]
 
 
 def data_notices(sources: list[StepResult], mixture: StepResult, lengths: StepResult | None) -> list[str]:

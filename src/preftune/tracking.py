@@ -17,6 +17,7 @@ from preftune.errors import StepError
 from preftune.live_metrics import MetricSender
 from preftune.mlflow_database import ensure_database
 from preftune.schema import Recipe
+from preftune.services import running
 from preftune.workspace import Workspace
 
 KEY_TAG = "preftune.key"
@@ -184,7 +185,12 @@ def record(
 def ui_address(workspace: Workspace) -> str:
     """Where the MLflow UI is, or will be after `preftune ui`."""
     uri = workspace.mlflow_uri
-    return uri.rstrip("/") if uri.startswith("http") else os.environ.get("PREFTUNE_UI", "http://127.0.0.1:5000")
+    if uri.startswith("http"):
+        return uri.rstrip("/")
+    if chosen := os.environ.get("PREFTUNE_UI"):
+        return chosen
+    server = running(workspace).get("mlflow")
+    return server.address if server else "http://127.0.0.1:5000"
 
 
 def compare_url(workspace: Workspace, experiment: str, run_ids: list[str]) -> str:
@@ -201,6 +207,11 @@ def version_url(workspace: Workspace, model: str, number: str) -> str:
 def run_url(workspace: Workspace, experiment: str, run_id: str) -> str:
     """Address of a run's page in MLflow."""
     return f"{ui_address(workspace)}/#/experiments/{experiment}/runs/{run_id}"
+
+
+def artifact_url(workspace: Workspace, experiment: str, run_id: str, path: str) -> str:
+    """Address of one of a run's files in MLflow's UI."""
+    return f"{ui_address(workspace)}/#/experiments/{experiment}/runs/{run_id}/artifacts/{quote(path)}"
 
 
 def run_name(recipe: Recipe, kind: str) -> str:

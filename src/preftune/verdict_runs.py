@@ -8,6 +8,7 @@ from preftune import tracking
 from preftune.children import read_json_lines
 from preftune.digest import json_digest
 from preftune.live_metrics import outage, outage_note
+from preftune.markdown import markdown
 from preftune.schema import Recipe
 from preftune.strict_yaml import dump_yaml
 from preftune.summary import training_note_lines
@@ -35,9 +36,9 @@ def _datasets(results: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, 
 
 def _note(info: dict[str, Any], links: dict[str, str]) -> str:
     """The run's page in Markdown: outcome, reasons, what to do, where else to look."""
-    note = f"**{info['outcome']}**\n\n" + "\n".join(f"- {r}" for r in info["reasons"])
+    note = f"**{info['outcome']}**\n\n" + "\n".join(f"- {markdown(r)}" for r in info["reasons"])
     if info["advice"]:
-        note += "\n\n**what to do next**\n\n" + "\n".join(f"- {a}" for a in info["advice"])
+        note += "\n\n**what to do next**\n\n" + "\n".join(f"- {markdown(a)}" for a in info["advice"])
     if notes := info["training_notes"]:
         note += "\n\n**what the training shows**\n\n" + "\n".join(training_note_lines(notes))
     return note + "\n" + "".join(f"\n- {k}: {v}" for k, v in links.items())

@@ -170,6 +170,7 @@ def runs(*, as_json: Json = False) -> int:
 def ui(*, port: Annotated[int, Parameter(help="Port on 127.0.0.1.")] = 5000) -> int:
     from flows.output import say
     from preftune.mlflow_database import ensure_database
+    from preftune.tracking_address import artifact_root
 
     workspace = find_workspace().make()
     with socket.socket() as s:
@@ -178,8 +179,8 @@ def ui(*, port: Annotated[int, Parameter(help="Port on 127.0.0.1.")] = 5000) -> 
     ensure_database(workspace.mlflow_uri, workspace.mlflow_artifacts)
     say(f"MLflow: http://127.0.0.1:{port} in about half a minute (Ctrl-C ends it)")
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--backend-store-uri", workspace.mlflow_uri, "--serve-artifacts"]
-    command += ["--artifacts-destination", workspace.mlflow_artifacts.as_uri()]
+    command += ["--serve-artifacts", "--artifacts-destination", artifact_root(workspace)]
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = workspace.mlflow_uri  # not on the command line: it may hold a password
     sys.stdout.flush()
     os.execv(sys.executable, command)  # signals reach the server itself
 

@@ -17,6 +17,7 @@ from preftune.models import StartingModel, embedded_folder, find_model
 from preftune.policies import find_policy
 from preftune.publish import git_revision
 from preftune.schema import EMBEDDED_MODEL, Recipe
+from preftune.tracking_address import check_tracking
 from preftune.workspace import Workspace
 from tasks.data import check_dataset, count_tokens, sample_mixture
 from tasks.gpu import evaluate_baseline, evaluate_policy, judge_answers, prepare_model, train_policy
@@ -59,7 +60,8 @@ class Pipeline:
 
 
 def begin(workspace: Workspace, recipe: Recipe) -> Pipeline:
-    """Finds the starting model; fetches the embedded one when it is not there."""
+    """Checks what MLflow needs; finds the starting model, or fetches the embedded one when it is not there."""
+    check_tracking(workspace)
     if recipe.model_name == EMBEDDED_MODEL and not embedded_folder(workspace).exists():
         prepare_model(workspace)
     return Pipeline(workspace, recipe, find_model(recipe, workspace))

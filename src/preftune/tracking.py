@@ -17,6 +17,7 @@ from preftune.errors import StepError
 from preftune.live_metrics import MetricSender
 from preftune.mlflow_database import ensure_database
 from preftune.schema import Recipe
+from preftune.tracking_address import artifact_root, is_database, without_password
 from preftune.workspace import Workspace
 
 KEY_TAG = "preftune.key"
@@ -45,19 +46,19 @@ def mlflow_errors(workspace: Workspace) -> Any:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as e:
         raise StepError(
-            f"MLflow could not be written: {str(e).splitlines()[0][:300]}",
-            workspace.mlflow_uri,
+            f"MLflow could not be written: {without_password(str(e).splitlines()[0])[:300]}",
+            without_password(workspace.mlflow_uri),
             _AGAIN,
         ) from e
 
 
 def experiment_id(client: Any, workspace: Workspace, name: str) -> str:
-    """The experiment's id; created with the workspace's artifact folder when missing."""
+    """The experiment's id; created when missing, with the place for its artifacts where no server decides that."""
     found = client.get_experiment_by_name(name)
     if found is not None:
         return found.experiment_id
-    # A server keeps artifacts its own way; a local database would put them into the current folder.
-    location = workspace.mlflow_artifacts.as_uri() if workspace.mlflow_uri.startswith("sqlite") else None
+    # A server keeps artifacts its own way; a database alone would have them in the current folder.
+    location = artifact_root(workspace) if is_database(workspace.mlflow_uri) else None
     try:
         return client.create_experiment(name, artifact_location=location)
     except Exception:

@@ -21,6 +21,7 @@ from preftune.tracking_address import check_tracking
 from preftune.workspace import Workspace
 from tasks.data import check_dataset, count_tokens, sample_mixture
 from tasks.gpu import evaluate_baseline, evaluate_policy, judge_answers, prepare_model, train_policy
+from tasks.policy import wait_for_server
 from tasks.results import reach_verdict, record_runs
 
 
@@ -146,6 +147,7 @@ def finish(pipeline: Pipeline, runs: dict[str, str], report: str) -> dict[str, A
     """
     found = pipeline.results["verdict"].info
     url = tracking.compare_url(pipeline.workspace, runs["experiment"], [runs["sft"], runs["policy"]])
+    wait_for_server()
     create_link_artifact(url, link_text="SFT against the policy in MLflow", key="mlflow-compare")
     create_markdown_artifact(summary.verdict_markdown(found), key="verdict")
     return {

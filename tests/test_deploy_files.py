@@ -112,7 +112,7 @@ def test_a_kubernetes_job_asks_for_gpus_mounts_the_workspace_and_names_the_secre
     home = shipped("kubernetes")["variables"]["properties"]["env"]["default"]["PREFTUNE_HOME"]
     places = {m["mountPath"]: m["name"] for m in container["volumeMounts"]}
     assert any(home.startswith(f"{place}/") for place in places)
-    claims = {v["name"]: v["persistentVolumeClaim"]["claimName"] for v in pod["volumes"] if "shm" != v["name"]}
+    claims = {v["name"]: v["persistentVolumeClaim"]["claimName"] for v in pod["volumes"] if v["name"] != "shm"}
     volume = yaml.safe_load((ROOT / "deploy/kubernetes-volume.yaml").read_text())
     assert claims == {"workspace": volume["metadata"]["name"]}
     assert set(places.values()) == {v["name"] for v in pod["volumes"]}

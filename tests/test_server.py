@@ -58,7 +58,9 @@ class Site:
         self.server = self.background("server", "start", "--host", "127.0.0.1", "--port", port)
         deadline = time.monotonic() + 180
         while not self.healthy():
-            assert time.monotonic() < deadline, "the server did not start"
+            if time.monotonic() > deadline or self.server.poll() is not None:
+                self.stop()
+                raise AssertionError((self.folder / "server.log").read_text()[-3000:])
             time.sleep(0.5)
 
     def healthy(self) -> bool:

@@ -7,6 +7,7 @@ workspace.
 
 import os
 import re
+from importlib.metadata import version
 
 from preftune.errors import UserError
 from preftune.packages import installed
@@ -30,6 +31,13 @@ def without_password(text: str) -> str:
     return re.sub(r"(\w+://[^\s/:@]*):[^\s/@]*@", r"\1:***@", text)
 
 
+def _driver(uri: str) -> str:
+    """The module that SQLAlchemy opens a PostgreSQL address with: what stands behind the plus, or its default."""
+    _, _, named = uri.partition("://")[0].partition("+")
+    newer = tuple(int(part) for part in version("sqlalchemy").split(".")[:2]) >= (2, 1)
+    return named or ("psycopg" if newer else "psycopg2")
+
+
 def check_tracking(workspace: Workspace) -> None:
     """Tells before anything is computed that MLflow could not be written for want of a package.
 
@@ -37,14 +45,15 @@ def check_tracking(workspace: Workspace) -> None:
         UserError: If the database's driver or the storage's client is missing.
     """
     uri, root = workspace.mlflow_uri, artifact_root(workspace)
-    needs = [
-        (uri.startswith(("postgresql://", "postgresql+psycopg2://")), "MLFLOW_TRACKING_URI", "psycopg2", "postgres"),
-        (is_database(uri) and root.startswith("s3://"), "MLFLOW_DEFAULT_ARTIFACT_ROOT", "boto3", "s3"),
-    ]
-    for needed, variable, module, extra in needs:
-        if needed and not installed(module):
-            raise UserError(
-                f"{variable} needs the package {module}, which is not installed here",
-                without_password(uri if variable == "MLFLOW_TRACKING_URI" else root),
-                f"pip install 'preftune[{extra}]'",
-            )
+    if uri.startswith("postgresql") and not installed(driver := _driver(uri)):
+        raise UserError(
+            f"this address needs the package {driver}, which is not installed here",
+            f"MLFLOW_TRACKING_URI: {without_password(uri)}",
+            "pip install 'preftune[postgres]', and write postgresql+psycopg2://…",
+        )
+    if is_database(uri) and root.startswith("s3://") and not installed("boto3"):
+        raise UserError(
+            "this address needs the package boto3, which is not installed here",
+            f"MLFLOW_DEFAULT_ARTIFACT_ROOT: {root}",
+            "pip install 'preftune[s3]'",
+        )

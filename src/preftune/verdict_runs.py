@@ -9,6 +9,7 @@ from preftune.children import read_json_lines
 from preftune.digest import json_digest
 from preftune.live_metrics import outage, outage_note
 from preftune.schema import Recipe
+from preftune.store import locked
 from preftune.strict_yaml import dump_yaml
 from preftune.summary import training_note_lines
 from preftune.workspace import Workspace
@@ -62,7 +63,8 @@ def _artifacts(workspace: Workspace, results: dict[str, Any], resolved: Path) ->
 def record_both(
     workspace: Workspace, recipe: Recipe, results: dict[str, Any], identity: str, links: dict[str, str]
 ) -> dict[str, str]:
-    """Completes the SFT baseline's and the policy's run.
+    """Completes the SFT baseline's and the policy's run; one recording of a workspace at a time, so that two runs that
+    end together do not both make the baseline's.
 
     Args:
         workspace: Where the results stand.
@@ -74,6 +76,13 @@ def record_both(
     Returns:
         {"experiment": id, "sft": run id, "policy": run id}, and "notice" if MLflow was away during training.
     """
+    with locked(workspace.home / "tracked" / "recording.lock"):
+        return _record_both(workspace, recipe, results, identity, links)
+
+
+def _record_both(
+    workspace: Workspace, recipe: Recipe, results: dict[str, Any], identity: str, links: dict[str, str]
+) -> dict[str, str]:
     client = tracking.connect(workspace)
     experiment = tracking.experiment_id(client, workspace, recipe.experiment)
     verdict, baseline = results["verdict"], results["baseline"]

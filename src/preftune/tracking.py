@@ -174,7 +174,8 @@ def record(
                 f"the artifact {path.name} could not be written: {reason}", f"MLflow run {run_id}", _AGAIN
             ) from e
     for folder in {f for _, f in artifacts}:
-        there = {Path(a.path).name: a.file_size for a in client.list_artifacts(run_id, folder or None)}
+        # A server leaves the size of an empty file out.
+        there = {Path(a.path).name: a.file_size or 0 for a in client.list_artifacts(run_id, folder or None)}
         for path in (p for p, f in artifacts if f == folder):
             if there.get(path.name) != path.stat().st_size:
                 raise StepError(f"the artifact {path.name} did not arrive whole", f"MLflow run {run_id}", _AGAIN)

@@ -181,14 +181,16 @@ def ui(*, port: Annotated[int, Parameter(help="Port on 127.0.0.1.")] = 5000) -> 
     from flows.output import say
     from preftune.mlflow_database import ensure_database, server_command
     from preftune.services import check_port
+    from preftune.tracking_address import artifact_root
 
     workspace = find_workspace().make()
     check_port(port, "preftune ui", "port")
     ensure_database(workspace.mlflow_uri, workspace.mlflow_artifacts)
     say(f"MLflow: http://127.0.0.1:{port} in about half a minute (Ctrl-C ends it)")
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = workspace.mlflow_uri  # not on the command line: it may hold a password
     sys.stdout.flush()
     # Signals reach the server itself.
-    os.execv(sys.executable, server_command(workspace.mlflow_uri, workspace.mlflow_artifacts, port))
+    os.execv(sys.executable, server_command(artifact_root(workspace), port))
 
 
 app.command("flows.up_command:up", name="up", help="Start what deployments need on this machine, in the background.")

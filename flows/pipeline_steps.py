@@ -21,9 +21,11 @@ from preftune.models import StartingModel, embedded_folder, find_model
 from preftune.policies import find_policy, read_policy
 from preftune.publish import git_revision
 from preftune.schema import EMBEDDED_MODEL, Recipe
+from preftune.tracking_address import check_tracking
 from preftune.workspace import Workspace
 from tasks.data import check_dataset, count_tokens, sample_mixture
 from tasks.gpu import evaluate_baseline, evaluate_policy, judge_answers, prepare_model, train_policy
+from tasks.policy import wait_for_server
 from tasks.results import reach_verdict, record_runs
 
 
@@ -65,7 +67,9 @@ class Pipeline:
 
 
 def begin(workspace: Workspace, recipe: Recipe) -> Pipeline:
-    """Finds the datasets and the starting model; fetches the embedded one when it is not there."""
+    """Checks what MLflow needs; finds the datasets and the starting model; fetches the embedded one when it is not
+    there."""
+    check_tracking(workspace)
     if recipe.model_name == EMBEDDED_MODEL and not embedded_folder(workspace).exists():
         prepare_model(workspace)
     sources = [find_source(e, workspace) for e in recipe.mixture.datasets]
@@ -173,6 +177,7 @@ def finish(pipeline: Pipeline, runs: dict[str, str], report: str) -> dict[str, A
         What every run's summary holds (docs/json.md).
     """
     found = pipeline.results["verdict"].info
+    wait_for_server()
     url = show_verdict(pipeline.workspace, pipeline.recipe, found, runs, report)
     return {
         "run_id": runs["policy"],

@@ -19,6 +19,7 @@ from preftune.errors import StepError, UserError
 from preftune.mlflow_database import ensure_database, server_command
 from preftune.services import Service
 from preftune.store import locked
+from preftune.tracking_address import artifact_root
 from preftune.workspace import Workspace, find_workspace
 
 if TYPE_CHECKING:
@@ -108,8 +109,9 @@ def _start_servers(
         if "mlflow" in ports and "mlflow" not in found:
             say("starting MLflow's server")
             ensure_database(workspace.mlflow_uri, workspace.mlflow_artifacts)
-            command = server_command(workspace.mlflow_uri, workspace.mlflow_artifacts, ports["mlflow"])
-            found["mlflow"] = services.start(workspace, "mlflow", command, env, ports["mlflow"])
+            command = server_command(artifact_root(workspace), ports["mlflow"])
+            stored = {**env, "MLFLOW_BACKEND_STORE_URI": workspace.mlflow_uri}
+            found["mlflow"] = services.start(workspace, "mlflow", command, stored, ports["mlflow"])
         services.wait_healthy(workspace, found["prefect"], "/api/health")
     if "mlflow" in found:
         services.wait_healthy(workspace, found["mlflow"], "/health")

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -21,6 +22,7 @@ from preftune.workspace import Workspace
 
 GPU_LIMIT = "gpu"
 LEASE_SECONDS = 60  # after a SIGKILL the slot comes back when the lease has run out
+SERVER_AWAY_SECONDS = 600  # for so long a run waits for Prefect's server
 
 
 def _step_key(context: TaskRunContext, parameters: dict[str, Any]) -> str:
@@ -76,18 +78,32 @@ def gpu_slots(wanted: int) -> Iterator[None]:
             client.update_global_concurrency_limit(GPU_LIMIT, GlobalConcurrencyLimitUpdate(limit=1))
 
 
+def wait_for_server() -> None:
+    """Returns when Prefect's server answers. A client that never reached it gives up at the first refused connection;
+    after ten minutes that says what is wrong."""
+    deadline = time.monotonic() + SERVER_AWAY_SECONDS
+    with get_client(sync_client=True) as client:
+        while client.api_healthcheck() is not None and time.monotonic() < deadline:
+            time.sleep(1)
+
+
 @contextmanager
 def gpu_slot(workspace: Workspace, step: str, key: str) -> Iterator[None]:
     """Holds Prefect's global concurrency limit `gpu` (created with one slot when missing), so that two runs
-    never share the device; the CPU counts as one. A step that is finished already needs none."""
+    never share the device; the CPU counts as one. A step that is finished already needs none.
+
+    While the server is away the lease runs out and cannot be renewed: the step goes on (Prefect would end it), though
+    the slot counts as free from then on."""
     if find(workspace, step, key) is not None:
         yield
         return
+    wait_for_server()
     with get_client(sync_client=True) as client:
         ensure_gpu_limit(client)
     logger = get_run_logger()
     logger.info("waiting for the GPU slot")
-    with concurrency(GPU_LIMIT, strict=True, lease_duration=LEASE_SECONDS):
+    slot = concurrency(GPU_LIMIT, strict=True, lease_duration=LEASE_SECONDS, raise_on_lease_renewal_failure=False)
+    with slot:
         logger.info("holding the GPU slot")
         yield
 

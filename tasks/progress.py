@@ -67,12 +67,13 @@ def _columns(console: Console) -> Progress:
 class TrainingProgress:
     """Shows rows of metrics.jsonl as they come; made and left in the task's own thread.
 
-    Prefect's server may be away: then the artifact stands still and the training goes on.
+    Prefect's server may be away: then the artifact stands still until it is back, and the training goes on.
     """
 
     def __init__(self, logger: Any) -> None:
         self._logger = logger
         self._artifact: UUID | None = None
+        self._away = False
         self._updated, self._text = -ARTIFACT_SECONDS, "done"
         self._first: tuple[int, float] | None = None
         handler = _console_handler()
@@ -115,9 +116,11 @@ class TrainingProgress:
             return
         try:
             update_progress_artifact(self._artifact, percent, description=text)
+            self._away = False
         except Exception as e:
-            self._artifact = None
-            self._logger.warning("the progress on Prefect's page stands still: %s", e)
+            if not self._away:
+                self._logger.warning("the progress on Prefect's page stands still: %s", e)
+            self._away = True
 
     def __exit__(self, kind: Any, *_: object) -> None:
         if self._line:

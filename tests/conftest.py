@@ -221,7 +221,7 @@ def our_trainer(
     return _build_trainer(job, folder)[0]
 
 
-# What docs/reliability.md promises of a training; each test that injects one is marked with its number.
+# What docs/reliability.md promises; each test that injects one is marked with its number.
 PROMISES = {
     1: "SIGKILL in the middle of a step",
     2: "SIGKILL twice",
@@ -238,10 +238,17 @@ PROMISES = {
     13: "data changed on resume",
     14: "out of memory with one pair",
     15: "half-trained exit",
+    16: "training killed under a worker",
+    17: "flow killed under a worker",
+    18: "run cancelled",
+    19: "worker and flow killed",
+    20: "Prefect's server away for a minute",
     21: "concurrent duplicate",
     22: "stale lock",
     23: "MLflow away all run",
     24: "artifact write fails",
+    25: "two runs of one deployment at once",
+    26: "MLflow's database locked for 30 s",
 }
 
 

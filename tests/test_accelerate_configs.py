@@ -29,7 +29,7 @@ def config(folder: Path, text: str) -> str:
 
 
 def test_there_is_a_file_for_each_name() -> None:
-    assert {p.stem for p in SHIPPED.glob("*.yaml")} == set(NAMES)
+    assert {p.stem for p in SHIPPED.glob("*.yaml")} == {*NAMES, "multi_node"}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -54,6 +54,28 @@ def test_accelerate_s_launcher_takes_the_file(name: str) -> None:
         assert (settled.fsdp_version, settled.fsdp_state_dict_type) == (2, "FULL_STATE_DICT")
     if name == "zero3":
         assert (settled.zero_stage, settled.zero3_save_16bit_model) == (3, True)
+
+
+def test_the_file_for_several_machines_is_taken_and_a_run_does_not_start_them(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+    path = SHIPPED / "multi_node.yaml"
+    words = [
+        "--config_file",
+        str(path),
+        "--machine_rank=1",
+        "--main_process_ip=10.1.2.3",
+        "scripts/run_dpo.py",
+        "r.yaml",
+    ]
+    settled, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
+    assert (settled.multi_gpu, settled.num_machines, settled.num_processes) == (True, 2, 16)
+    assert (settled.machine_rank, settled.main_process_ip, settled.main_process_port) == (1, "10.1.2.3", 29500)
+    gpus(monkeypatch, 8)
+    found = launch(workspace, "multi_node")
+    assert (found.machines, found.processes) == (2, 16), "model_process.run_model_child refuses such a launch"
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,22 @@ def test_prefect_away_is_told_once_and_stops_nothing(
     assert [r.levelname for r in caplog.records] == ["WARNING"] and not updates
 
 
+def test_the_artifact_moves_again_when_prefect_is_back(
+    updates: list[Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def update(_: UUID, percent: float, description: str) -> None:
+        if "step 2 " in description or "step 3 " in description:
+            raise ConnectionError("All connection attempts failed")
+        updates.append((percent, description))
+
+    monkeypatch.setattr(progress, "update_progress_artifact", update)
+    monkeypatch.setattr(progress, "ARTIFACT_SECONDS", 0.0)
+    with caplog.at_level("WARNING"), TrainingProgress(logging.getLogger("x")) as shown:
+        for step in (1, 2, 3, 4):
+            shown.show([row(step, loss=0.5)])
+    assert [percent for percent, _ in updates] == [0.5, 2.0, 100.0] and len(caplog.records) == 1
+
+
 def test_the_time_left_is_that_of_this_try(updates: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps 1 to 50 of an earlier try come at once; then two seconds a step: 148 steps to go are 4:56."""
     now = iter([0.0, 4.0, 5.0, 7.0])

@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from urllib.error import URLError
 
@@ -25,10 +26,19 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
+def kill_tree(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL for a process that we started and all that it started, at once."""
+    with suppress(psutil.NoSuchProcess):
+        for each in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
+    process.wait()
+
+
 class Site:
     """A project folder with Prefect's server and a worker, as docs/deployments.md sets them up."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **env: str) -> None:
         port = free_port()
         self.folder = folder
         self.api = f"http://127.0.0.1:{port}/api"
@@ -37,12 +47,20 @@ class Site:
             PREFECT_HOME=str(folder / "prefect-home"),
             PREFECT_API_URL=self.api,
             PREFECT_SERVER_ANALYTICS_ENABLED="false",
+            PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE="prefect.server.concurrency.lease_storage.filesystem",
+            **env,
         )
         self.processes: list[subprocess.Popen[bytes]] = []
-        self.background("server", "start", "--host", "127.0.0.1", "--port", str(port))
+        self.start_server()
+
+    def start_server(self) -> None:
+        port = self.api.split(":")[2].split("/")[0]
+        self.server = self.background("server", "start", "--host", "127.0.0.1", "--port", port)
         deadline = time.monotonic() + 180
         while not self.healthy():
-            assert time.monotonic() < deadline, "the server did not start"
+            if time.monotonic() > deadline or self.server.poll() is not None:
+                self.stop()
+                raise AssertionError((self.folder / "server.log").read_text()[-3000:])
             time.sleep(0.5)
 
     def healthy(self) -> bool:
@@ -52,13 +70,14 @@ class Site:
         except (URLError, OSError):
             return False
 
-    def background(self, *arguments: str) -> None:
+    def background(self, *arguments: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "prefect", *arguments]
-        with (self.folder / f"{arguments[0]}.log").open("wb") as log:
+        with (self.folder / f"{arguments[0]}.log").open("ab") as log:
             process = subprocess.Popen(
                 command, cwd=self.folder, env=self.env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
         self.processes.append(process)
+        return process
 
     def prefect(self, *arguments: str) -> str:
         command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
@@ -68,10 +87,7 @@ class Site:
 
     def stop(self) -> None:
         for process in self.processes:
-            for child in psutil.Process(process.pid).children(recursive=True):
-                child.kill()
-            process.kill()
-            process.wait()
+            kill_tree(process)
 
 
 @pytest.fixture(scope="module")

@@ -39,11 +39,16 @@ def ensure_database(uri: str, artifacts: Path) -> None:
         building.replace(path)
 
 
-def server_command(uri: str, artifacts: Path, port: int) -> list[str]:
-    """MLflow's own server on the database, for this machine only: `preftune ui`, `preftune up`."""
+def server_command(artifacts: str, port: int) -> list[str]:
+    """MLflow's own server for this machine only: `preftune ui`, `preftune up`. Its database is told by
+    `MLFLOW_BACKEND_STORE_URI`, since everybody can read a command line and an address may hold a password.
+
+    Args:
+        artifacts: From `tracking_address.artifact_root`.
+        port: On 127.0.0.1.
+    """
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--backend-store-uri", uri, "--serve-artifacts"]
-    command += ["--artifacts-destination", artifacts.as_uri()]
+    command += ["--serve-artifacts", "--artifacts-destination", artifacts]
     if os.environ.get("MLFLOW_AUTH_CONFIG_PATH"):  # MLflow reads its passwords' settings from there, if it is asked to
         command += ["--app-name", "basic-auth"]
     return command

@@ -17,6 +17,7 @@ from preftune.reporting import check_reporting
 from preftune.schema import EMBEDDED_MODEL, Recipe
 from preftune.suites import find_suite, read_suite
 from preftune.task_check import check_tasks
+from preftune.tracking_address import check_tracking
 from preftune.workspace import Workspace, output_folder
 
 
@@ -40,6 +41,7 @@ def preflight(
     recipe = load_recipe(path, overrides)
     _check_machine(recipe, path)
     check_reporting(recipe.training.get("report_to"))
+    check_tracking(workspace)
     if replaces_output:
         check_replaceable(output_folder(workspace, recipe.output_dir))
     launch(workspace, recipe.accelerate_config)

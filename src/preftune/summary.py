@@ -11,6 +11,7 @@ from preftune.markdown import code, markdown
 from preftune.models import StartingModel
 from preftune.schema import Recipe
 from preftune.store import StepResult
+from preftune.tracking_address import without_password
 from preftune.workspace import Workspace
 
 # (metric, label, decimals, better when higher: True, lower: False, neither: None)
@@ -163,7 +164,7 @@ def lineage(recipe: Recipe, model: StartingModel, results: dict[str, Any], links
 def write_tracked(marker: Path, workspace: Workspace, runs: dict[str, str]) -> None:
     """Notes that both MLflow runs are complete, so that a cached run need not import mlflow."""
     marker.parent.mkdir(parents=True, exist_ok=True)
-    marker.write_text(json.dumps({"uri": workspace.mlflow_uri, **runs}))
+    marker.write_text(json.dumps({"uri": without_password(workspace.mlflow_uri), **runs}))
 
 
 def read_tracked(marker: Path, workspace: Workspace) -> dict[str, str] | None:
@@ -172,7 +173,7 @@ def read_tracked(marker: Path, workspace: Workspace) -> dict[str, str] | None:
         runs = json.loads(marker.read_text())
     except (FileNotFoundError, ValueError):
         return None
-    if not isinstance(runs, dict) or runs.get("uri") != workspace.mlflow_uri:
+    if not isinstance(runs, dict) or runs.get("uri") != without_password(workspace.mlflow_uri):
         return None
     if workspace.mlflow_uri.startswith("sqlite:///"):
         database = Path(workspace.mlflow_uri.removeprefix("sqlite:///"))

@@ -18,6 +18,7 @@ from preftune.live_metrics import MetricSender
 from preftune.mlflow_database import ensure_database
 from preftune.schema import Recipe
 from preftune.services import running
+from preftune.tracking_address import artifact_root, is_database, without_password
 from preftune.workspace import Workspace
 
 KEY_TAG = "preftune.key"
@@ -46,19 +47,19 @@ def mlflow_errors(workspace: Workspace) -> Any:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as e:
         raise StepError(
-            f"MLflow could not be written: {str(e).splitlines()[0][:300]}",
-            workspace.mlflow_uri,
+            f"MLflow could not be written: {without_password(str(e).splitlines()[0])[:300]}",
+            without_password(workspace.mlflow_uri),
             _AGAIN,
         ) from e
 
 
 def experiment_id(client: Any, workspace: Workspace, name: str) -> str:
-    """The experiment's id; created with the workspace's artifact folder when missing."""
+    """The experiment's id; created when missing, with the place for its artifacts where no server decides that."""
     found = client.get_experiment_by_name(name)
     if found is not None:
         return found.experiment_id
-    # A server keeps artifacts its own way; a local database would put them into the current folder.
-    location = workspace.mlflow_artifacts.as_uri() if workspace.mlflow_uri.startswith("sqlite") else None
+    # A server keeps artifacts its own way; a database alone would have them in the current folder.
+    location = artifact_root(workspace) if is_database(workspace.mlflow_uri) else None
     try:
         return client.create_experiment(name, artifact_location=location)
     except Exception:
@@ -174,7 +175,8 @@ def record(
                 f"the artifact {path.name} could not be written: {reason}", f"MLflow run {run_id}", _AGAIN
             ) from e
     for folder in {f for _, f in artifacts}:
-        there = {Path(a.path).name: a.file_size for a in client.list_artifacts(run_id, folder or None)}
+        # A server leaves the size of an empty file out.
+        there = {Path(a.path).name: a.file_size or 0 for a in client.list_artifacts(run_id, folder or None)}
         for path in (p for p, f in artifacts if f == folder):
             if there.get(path.name) != path.stat().st_size:
                 raise StepError(f"the artifact {path.name} did not arrive whole", f"MLflow run {run_id}", _AGAIN)

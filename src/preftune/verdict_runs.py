@@ -10,6 +10,7 @@ from preftune.digest import json_digest
 from preftune.live_metrics import outage, outage_note
 from preftune.markdown import markdown
 from preftune.schema import Recipe
+from preftune.store import locked
 from preftune.strict_yaml import dump_yaml
 from preftune.summary import training_note_lines
 from preftune.workspace import Workspace
@@ -68,7 +69,8 @@ def record_both(
     links: dict[str, str],
     origin: dict[str, str],
 ) -> dict[str, str]:
-    """Completes the SFT baseline's and the policy's run.
+    """Completes the SFT baseline's and the policy's run; one recording of a workspace at a time, so that two runs that
+    end together do not both make the baseline's.
 
     Args:
         workspace: Where the results stand.
@@ -81,6 +83,18 @@ def record_both(
     Returns:
         {"experiment": id, "sft": run id, "policy": run id}, and "notice" if MLflow was away during training.
     """
+    with locked(workspace.home / "tracked" / "recording.lock"):
+        return _record_both(workspace, recipe, results, identity, links, origin)
+
+
+def _record_both(
+    workspace: Workspace,
+    recipe: Recipe,
+    results: dict[str, Any],
+    identity: str,
+    links: dict[str, str],
+    origin: dict[str, str],
+) -> dict[str, str]:
     client = tracking.connect(workspace)
     experiment = tracking.experiment_id(client, workspace, recipe.experiment)
     verdict, baseline = results["verdict"], results["baseline"]

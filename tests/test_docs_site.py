@@ -82,3 +82,32 @@ def test_links_lead_to_files_of_the_site(site: Path, pages: dict[Path, Addresses
         for link in (urlsplit(a) for a in found.links if not elsewhere(a)):
             assert link.scheme == ""
             assert not link.path or (page.parent / unquote(link.path)).is_file(), (page.name, link.path)
+
+
+def code_of(page: Path) -> list[str]:
+    """Lines of code blocks, and code inside of sentences."""
+    blocks = re.findall(r"^```[a-z]*\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return [line.strip() for block in blocks for line in block.splitlines()] + re.findall(r"`([^`\n]+)`", text)
+
+
+PAGES = sorted((ROOT / "docs").glob("*.md")) + [ROOT / n for n in ("README.md", "CONTRIBUTING.md", "recipes/README.md")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_commands_and_options_that_a_page_names_exist(page: Path) -> None:
+    from flows.cli import app
+    from preftune.known_keys import specs
+    from preftune.schema import Recipe
+
+    keys = {*specs(), *Recipe.model_fields, "dataset_mixture"}
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for code in code_of(page):
+        if found := re.match(r"make ([a-z-]+)", code):
+            assert found[1] in targets, code
+        if not (found := re.match(r"(?:\.venv/bin/)?preftune\s+([a-z-]+)(.*)", code)):
+            continue
+        assert found[1] in app, code
+        options = {n for argument in app[found[1]].assemble_argument_collection() for n in argument.names} | {"--help"}
+        for option in re.findall(r"\s--([a-z][\w.-]*)", found[2].partition(" #")[0]):
+            assert f"--{option}" in options or ("OVERRIDES" in options and option.split(".")[0] in keys), code

@@ -37,22 +37,36 @@ def test_it_is_committed_without_outputs(notebook: Any) -> None:
     assert "widgets" not in notebook.metadata
 
 
-@pytest.fixture(scope="module")
-def executed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    """Run with other parameters, in a folder of its own, by the interpreter of the tests."""
+def run(folder: Path, **parameters: Any) -> Any:
+    """Runs the notebook with other parameters, in a folder of its own, by the interpreter of the tests."""
     from nbclient import NotebookClient
 
     notebook = nbformat.read(PATH, as_version=4)
-    folder = tmp_path_factory.mktemp("notebook")
     shutil.copytree(ROOT / "recipes", folder / "recipes")
     (given,) = (i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
-    source = f"CHECKOUT = {str(folder)!r}\nOVERRIDES = {SMALL!r}"  # after the parameters, as papermill does it
-    notebook.cells.insert(given + 1, nbformat.v4.new_code_cell(source))
+    source = "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
+    notebook.cells.insert(given + 1, nbformat.v4.new_code_cell(source))  # where papermill puts it
     notebook.cells.append(nbformat.v4.new_code_cell("print(sys.executable)"))
-    client = NotebookClient(notebook, timeout=700, kernel_name="python3", resources={"metadata": {"path": folder}})
-    env = child_env(IPYTHONDIR=str(folder / "ipython"), PREFTUNE_THREADS="1")
-    client.execute(env=env)
-    return folder, notebook
+    (folder / "notebooks").mkdir()
+    place = {"metadata": {"path": folder / "notebooks"}}
+    client = NotebookClient(notebook, timeout=700, kernel_name="python3", resources=place)
+    client.execute(env=child_env(IPYTHONDIR=str(folder / "ipython"), PREFTUNE_THREADS="1"))
+    return notebook
+
+
+@pytest.mark.slow
+def test_a_command_that_fails_stops_it(tmp_path: Path) -> None:
+    from nbclient.exceptions import CellExecutionError
+
+    with pytest.raises(CellExecutionError, match="preftune check ended with exit code 2") as stop:
+        run(tmp_path, OVERRIDES={"betta": 0.3})
+    assert "did you mean beta?" in str(stop.value)
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    folder = tmp_path_factory.mktemp("notebook")
+    return folder, run(folder, OVERRIDES=SMALL)
 
 
 def printed(cell: Any) -> str:

@@ -5,7 +5,7 @@ RECIPE ?= recipes/starter/config_starter.yaml
 MODEL := .preftune/models/SmolLM2-135M-Instruct
 export DO_NOT_TRACK = true
 
-.PHONY: demo test test-slow faults bench check ui install clean
+.PHONY: demo test test-slow faults bench check docs docs-serve ui install clean
 
 demo: install  ## the whole pipeline on the starter recipe, from nothing to the verdict
 	@$(BIN)/preftune run $(RECIPE)
@@ -36,6 +36,12 @@ check: install  ## lint, format, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+docs: install  ## the documentation as a site, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-serve: install  ## the same on http://127.0.0.1:8000, built again at every change
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --dev-addr 127.0.0.1:8000
 
 ui: install  ## MLflow's UI on the workspace
 	$(BIN)/preftune ui

@@ -31,7 +31,7 @@ def test_flow_loads_and_takes_the_parameters(deployment: dict[str, Any]) -> None
     flow = load_flow_from_entrypoint(deployment["entrypoint"], use_placeholder_flow=False)
     flow.validate_parameters(deployment["parameters"])
     assert (ROOT / deployment["parameters"]["recipe"]).is_file()
-    assert "preftune" in deployment["tags"], "docs/automations.yaml knows our runs by it"
+    assert "preftune" in deployment["tags"], "automations/notifications.yaml knows our runs by it"
 
 
 def test_names_are_single_so_that_the_short_form_works() -> None:
@@ -87,7 +87,7 @@ def test_the_server_of_up_is_used_where_none_is_configured(tmp_path: Path, monke
 
 
 def test_the_automations_are_what_prefect_takes() -> None:
-    text = (ROOT / "docs/automations.yaml").read_text().replace("BLOCK_ID", str(uuid4()))
+    text = (ROOT / "automations/notifications.yaml").read_text().replace("BLOCK_ID", str(uuid4()))
     found = [AutomationCore.model_validate(a) for a in yaml.safe_load(text)["automations"]]
     expected = [set(a.trigger.expect) for a in found]  # type: ignore[union-attr]
     assert expected == [{"prefect.flow-run.Failed", "prefect.flow-run.Crashed"}, {VERDICT_EVENT}]

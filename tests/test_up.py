@@ -135,7 +135,7 @@ def run(site: Site, hook: Hook) -> dict[str, Any]:
     env = child_env(**site.env)
     block = subprocess.run(command, cwd=site.folder, env=env, capture_output=True, text=True, check=True)
     (site.folder / "automations.yaml").write_text(
-        (ROOT / "docs/automations.yaml").read_text().replace("BLOCK_ID", block.stdout.strip())
+        (ROOT / "automations/notifications.yaml").read_text().replace("BLOCK_ID", block.stdout.strip())
     )
     done = site.prefect("automation", "create", "--from-file", "automations.yaml")
     assert done.returncode == 0 and "Created 2 automation(s)" in done.stdout, done.stdout + done.stderr

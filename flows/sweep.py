@@ -23,6 +23,7 @@ from preftune.packages import check_dask
 from preftune.publish import check_replaceable
 from preftune.reporting import check_reporting
 from preftune.store import locked
+from preftune.sweep_runs import sweep_key
 from preftune.sweep_space import check_space, ranked_by, required_sweep
 from preftune.sweep_study import Study, Trial
 from preftune.workspace import find_workspace, output_folder
@@ -95,7 +96,7 @@ def _key(pipeline: Pipeline) -> str:
     """The sweep's, from what its recipe's own run would be."""
     recipe, workspace, results = pipeline.recipe, pipeline.workspace, pipeline.results
     train = keys.train_key(recipe, workspace, pipeline.model, results["mixture"])
-    return keys.sweep_key(recipe, keys.run_identity(recipe, results["baseline"].key, train), workspace.mlflow_uri)
+    return sweep_key(recipe, keys.run_identity(recipe, results["baseline"].key, train), workspace.mlflow_uri)
 
 
 def _tell_plan(study: Study, pipeline: Pipeline) -> None:

@@ -305,20 +305,6 @@ def run_identity(recipe: Recipe, baseline: str, policy: str) -> str:
     return json_digest({"policy": policy, "baseline": baseline, "bars": bars, "code": code_version(*_VERDICT_CODE)})
 
 
-def sweep_key(recipe: Recipe, identity: str, place: str) -> str:
-    """Key of a sweep: what its trials have in common, what is tried, and where it is recorded. Not how many trials:
-    a sweep can be made longer.
-
-    Args:
-        recipe: The sweep's recipe, with its section.
-        identity: `run_identity` of the recipe's own run.
-        place: MLflow's address.
-    """
-    assert recipe.sweep is not None
-    space = recipe.sweep.model_dump(mode="json", exclude={"trials", "stop_hopeless"})
-    return json_digest({"sweep": space, "run": identity, "recorded": [place, recipe.experiment]})
-
-
 def verdict_key(recipe: Recipe, results: dict[str, Any]) -> str:
     """Key of a verdict: both evaluations, the training, the judge's verdicts, β and the bars."""
     steps = ("baseline", "train", "policy", "judge")

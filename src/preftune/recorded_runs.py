@@ -39,6 +39,8 @@ def resolve_run(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
 def _evidence(client: Any, row: dict[str, Any]) -> RunEvidence:
     """What one run keeps of its evaluation."""
     run_id = row["run_id"]
+    if row["kind"] == "sweep":
+        raise UserError("this is a sweep, not a run", f"run {run_id}", "name trials of it: preftune runs lists them")
     there = {a.path for folder in (None, "evaluation") for a in client.list_artifacts(run_id, folder)}
     if not {"evaluation/pairs.jsonl", "evaluation/answers.jsonl"} <= there:
         raise UserError("the run keeps no evaluation: it is not finished", f"run {run_id}", "run its command again")

@@ -60,7 +60,7 @@ def parallel_coordinates(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> Cha
     with new_figure(width=max(5.2, 2.2 * len(axes_of))) as (figure, axes):
         axes.set_axis_off()
         axes.set_xlim(-0.15, len(axes_of) - 0.6)
-        axes.set_ylim(-0.16, 1.08)
+        axes.set_ylim(-0.16, 1.1)
         for row in reversed(done):  # the first rank on top
             places = [axes_of[n][0](v) for n, v in row["values"].items()] + [axes_of[measure.label][0](row["value"])]
             first, rejected = row is done[0], row["outcome"] == "reject"
@@ -77,5 +77,5 @@ def parallel_coordinates(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> Cha
             axes.plot([i, i], [0, 1], color=COLOURS["line"], linewidth=1.2, zorder=0)
             axes.text(i, -0.11, name, ha="center", va="center", color=COLOURS["fg"])
             for place, text in ticks:
-                axes.text(i + 0.04, place, text, ha="left", va="center", color=COLOURS["muted"], fontsize=9.5)
+                axes.text(i + 0.03, place + 0.015, text, ha="left", va="bottom", color=COLOURS["muted"], fontsize=9.5)
         return Chart(to_svg(figure, "sweep", title, caption), title, caption)

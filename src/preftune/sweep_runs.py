@@ -20,6 +20,20 @@ PARENT_TAG = "mlflow.parentRunId"
 KIND = "sweep"
 
 
+def sweep_key(recipe: Recipe, identity: str, place: str) -> str:
+    """Key of a sweep: what its trials have in common, what is tried, and where it is recorded. Not how many trials:
+    a sweep can be made longer.
+
+    Args:
+        recipe: The sweep's recipe, with its section.
+        identity: `run_identity` of the recipe's own run.
+        place: MLflow's address.
+    """
+    assert recipe.sweep is not None
+    space = recipe.sweep.model_dump(mode="json", exclude={"trials", "stop_hopeless"})
+    return json_digest({"sweep": space, "run": identity, "recorded": [place, recipe.experiment]})
+
+
 def trial_identity(sweep_key: str, run_identity: str) -> str:
     """What makes a trial's MLflow run: the sweep, and the run that it would be on its own (`keys.run_identity`)."""
     return json_digest({"sweep": sweep_key, "run": run_identity})

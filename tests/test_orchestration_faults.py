@@ -194,7 +194,8 @@ def story(server: Server) -> dict[str, Any]:
 
     policies, locked = server.folder / ".preftune/store/policy", []
     database = server.folder / ".preftune/mlflow.db"
-    locking = threading.Thread(target=lock_database, args=(database, lambda: any(policies.glob("*")), locked))
+    arguments = (database, lambda: any(policies.glob("*")), locked)
+    locking = threading.Thread(target=lock_database, args=arguments, daemon=True)
     locking.start()
     kill_tree(server.server)
     told["steps when the server left"] = step(folder)

@@ -30,6 +30,7 @@ def connect(workspace: Workspace) -> Any:
     """A client of `MLFLOW_TRACKING_URI`, or of SQLite in the workspace."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # stdout is for --json
     from mlflow import MlflowClient
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)  # its database set-up is nobody's news

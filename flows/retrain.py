@@ -226,7 +226,6 @@ def _ask(workspace: Workspace, version: Version, champion: Version | None, reaso
     """Suspends the run until a person answers, which ends this process; the run that goes on comes here again."""
     text = f"Make {version.model} version {version.number} the champion? {reason}"
     key = f"version-{version.number}-over-{_number(champion)}"
-    get_run_logger().info("waiting for an answer: resume this run in Prefect's UI")
     answer = suspend_flow_run(wait_for_input=Approval.with_initial_data(description=text), key=key)
     note = f" ({answer.note})" if answer.note else ""
     if answer.approve:

@@ -93,8 +93,9 @@ def retrain(
     loaded = read_recipe(str(workspace.resolve(recipe)), overrides or {})
     check_reporting(loaded.training.get("report_to"))
     name = model_name(loaded.experiment)
-    # A run that goes on after a person's answer may not get lost: it waits.
-    with only_one(workspace, name, wait=(flow_run.run_count or 0) > 1) as mine:
+    # A run that goes on with a person's answer waits for its turn: the answer must not get lost.
+    asked = approval and _waiting(read_registry(workspace, name)) is not None
+    with only_one(workspace, name, wait=asked) as mine:
         if not mine:
             found = _told(workspace, "busy", f"another retraining of {name} is at work", name)
         else:
@@ -131,10 +132,15 @@ def _told(workspace: Workspace, what: str, reason: str, name: str, version: Vers
     return {**found, "version": version and version.number, "run_id": version and version.run_id}
 
 
+def _waiting(registered: Registered) -> Version | None:
+    """The version for which this run was suspended."""
+    return next((v for v in registered.versions if v.tags.get("waits_in") == str(flow_run.id)), None)
+
+
 def _answered(workspace: Workspace, registered: Registered) -> dict[str, Any] | None:
     """Takes up the answer that this run was suspended for. None if it was not, or another one became the champion
     since: then the challenger has to be compared with that one."""
-    version = next((v for v in registered.versions if v.tags.get("waits_in") == str(flow_run.id)), None)
+    version = _waiting(registered)
     if version is None or version.tags["compared_with"] != _number(registered.champion):
         return None
     return _ask(workspace, version, registered.champion, version.tags["reason_to_promote"])
@@ -226,7 +232,6 @@ def _ask(workspace: Workspace, version: Version, champion: Version | None, reaso
     """Suspends the run until a person answers, which ends this process; the run that goes on comes here again."""
     text = f"Make {version.model} version {version.number} the champion? {reason}"
     key = f"version-{version.number}-over-{_number(champion)}"
-    get_run_logger().info("waiting for an answer: resume this run in Prefect's UI")
     answer = suspend_flow_run(wait_for_input=Approval.with_initial_data(description=text), key=key)
     note = f" ({answer.note})" if answer.note else ""
     if answer.approve:

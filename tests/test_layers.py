@@ -44,7 +44,7 @@ def test_no_module_is_named_like_a_library() -> None:
 
 def test_flow_and_command_line_import_nothing_heavy() -> None:
     """What the flow's process imports before the first step runs."""
-    code = "import sys, flows.cli, flows.dpo_pipeline, preftune.preflight, preftune.plan; print(*sys.modules)"
+    code = "import sys, flows.cli, flows.retrain, preftune.preflight, preftune.plan; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert not loaded & {"torch", "transformers", "trl", "peft", "mlflow", "lm_eval", "datasets", "pandas", "scipy"}

@@ -151,6 +151,17 @@ def test_a_worse_challenger_leaves_the_champion_alone(poisoned: dict[str, Any], 
     assert done.returncode == 2 and "its verdict is reject" in done.stderr
 
 
+def test_better_than_sft_is_not_enough(poisoned: dict[str, Any], project: Path) -> None:
+    """The first third of the pairs again: all of it is known, and compared with the champion that more pairs made."""
+    write_rows(project, 8)
+    found = retrain(project)
+    assert (found["decision"], found["verdict"]["outcome"]) == ("kept", "promote")
+    assert found["champion_verdict"]["outcome"] == "reject" and trainings(project) == 3
+    assert found["reason"].startswith("against the champion (version 2): reject: reward accuracy")
+    assert (found["version"], found["champion"]) == ("1", "2")
+    assert aliases(project) == {"champion": "2", "challenger": "1"}
+
+
 def test_a_failure_leaves_the_champion_alone(poisoned: dict[str, Any], project: Path) -> None:
     (project / "recipes/tiny/pairs/train.jsonl").write_text('{"prompt": "a", "chosen": "b"}\n' * 16)
     done = preftune("retrain", RECIPE, "--json", cwd=project)
@@ -161,7 +172,7 @@ def test_a_failure_leaves_the_champion_alone(poisoned: dict[str, Any], project: 
 def test_rollback_and_one_line_to_load_the_champion(poisoned: dict[str, Any], project: Path, tiny_model: Path) -> None:
     done = preftune("rollback", "--json", cwd=project)
     assert json.loads(done.stdout)["version"] == "1", done.stderr
-    assert aliases(project) == {"champion": "1", "challenger": "3"}
+    assert aliases(project) == {"champion": "1"}
     workspace = workspace_of(project)
     client = tracking.connect(workspace)
     version = champion.look(client, "tiny").champion

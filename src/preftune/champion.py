@@ -173,10 +173,6 @@ def decide(client: Any, version: Version, decision: Decision, reason: str, by_ha
     registered = f"{version.model} version {version.number}"
     tags = [RunTag("preftune.decision", text[:5000]), RunTag("preftune.registered", registered)]
     client.log_batch(version.run_id, tags=tags)
-    if decision == "promoted":
-        aliases = client.get_registered_model(version.model).aliases
-        if str(aliases.get(CHALLENGER)) == version.number:
-            client.delete_registered_model_alias(version.model, CHALLENGER)
 
 
 def order(client: Any, name: str) -> list[str]:
@@ -222,6 +218,8 @@ def _move(client: Any, name: str, champions: list[str]) -> None:
     """Writes the order and moves the alias; where it breaks off in between, `order` goes by the alias."""
     client.set_registered_model_tag(name, ORDER_TAG, json.dumps(champions[-200:]))
     client.set_registered_model_alias(name, CHAMPION, champions[-1])
+    if str(client.get_registered_model(name).aliases.get(CHALLENGER)) == champions[-1]:
+        client.delete_registered_model_alias(name, CHALLENGER)
 
 
 def rollback(workspace: Workspace, name: str | None = None) -> dict[str, str]:

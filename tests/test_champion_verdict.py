@@ -27,7 +27,7 @@ NOT_FINITE["pairs"][0]["chosen_logp"] = float("nan")
     ("policy", "judge", "outcome", "says"),
     [
         (answered(), None, "promote", "can replace the champion"),
-        (moved([-1.0] * 9 + [1.0], [0.0]), None, "reject", "keep the champion"),
+        (moved([-1.0] * 9 + [1.0], [0.0]), None, "reject", "the champion tells chosen and rejected"),
         (moved([1.0] * 6 + [-1.0] * 4, [0.0]), None, "inconclusive", "until then keep the champion"),
         (answered(stopped=False), None, "reject", "worse than the champion by"),
         (answered(sft_logp=-152.0), None, "reject", "above 2 × the champion's"),

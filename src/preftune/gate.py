@@ -172,15 +172,15 @@ def _by_primary(primary: Primary, needed: int | None, opponent: Opponent) -> Ver
             [f"read the worst losses in the report; if they can be lived with, the policy can replace {opponent.long}"],
         )
     if high < 0.5:
-        pairs = primary.items == "pairs"
-        meaning = (
-            "the policy prefers the rejected answers" if pairs else f"the judge prefers {opponent.short}'s answers"
-        )
-        check = (
-            "look whether chosen and rejected are swapped in the data (preftune audit shows pairs)"
-            if pairs
-            else "read the worst losses in the report: they show what the judge dislikes"
-        )
+        if primary.items != "pairs":
+            meaning = f"the judge prefers {opponent.short}'s answers"
+            check = "read the worst losses in the report: they show what the judge dislikes"
+        elif opponent == SFT:
+            meaning = "the policy prefers the rejected answers"
+            check = "look whether chosen and rejected are swapped in the data (preftune audit shows pairs)"
+        else:
+            meaning = f"{opponent.short} tells chosen and rejected answers better apart"
+            check = "look at what changed since in data and recipe (preftune audit shows pairs)"
         return Verdict("reject", [f"{text}: below 50 %, {meaning}"], [f"keep {opponent.long}", check])
     if high < bar:
         return Verdict(

@@ -23,7 +23,7 @@ from conftest import ROOT
 from test_flow_faults import wait_for
 from test_server import Site, kill_tree
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 # 24 pairs, batches of 4, 30 epochs: 180 steps, a checkpoint every 10.
 STEPS = 180

@@ -16,6 +16,7 @@ PATTERNS = (
     "recipes/starter/pairs/README.md",
     "recipes/**/*.yaml",
     "benchmarks/README.md",
+    "automations/*.yaml",
     "notebooks/*.ipynb",
     "CHANGELOG.md",
     "CONTRIBUTING.md",

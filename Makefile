@@ -4,6 +4,8 @@ BIN := .venv/bin
 RECIPE ?= recipes/starter/config_starter.yaml
 MODEL := .preftune/models/SmolLM2-135M-Instruct
 export DO_NOT_TRACK = true
+# Two files of tests at a time: much of their time is imports and waiting.
+TWO := -n 2 --dist loadfile
 
 .PHONY: demo test test-slow faults bench check docs docs-serve ui install clean
 
@@ -20,10 +22,10 @@ install: .venv/installed
 	@touch $@
 
 test: install  ## the tests, one real-model run included
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" $(TWO)
 
 test-slow: install  ## injected faults, browser, servers
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow $(TWO)
 
 faults: install  ## every promised fault, injected; ends with the table of what survived
 	$(BIN)/python -m pytest -m promise -q --durations=0 --durations-min=60

@@ -78,6 +78,15 @@ def made(text: str = "", **overrides: Any) -> Recipe:
 # --- the file ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("written", ["off", "false", '"off"'])
+def test_fast_path_off_is_yaml_s_off(tmp_path: Path, written: str) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"{DATA}fast_path: {written}\n")
+    assert load_recipe(recipe).fast_path == "off"
+    recipe.write_text(DATA)
+    assert load_recipe(recipe, parse_overrides([f"--fast_path={written}"])).fast_path == "off"
+
+
 def test_the_smallest_recipe(tmp_path: Path) -> None:
     """One line is enough; what is assumed is told."""
     recipe = load_recipe(write(tmp_path, DATA))

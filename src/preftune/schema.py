@@ -187,6 +187,11 @@ class Recipe(Section):
     output_dir: str
     notices: tuple[str, ...] = ()
 
+    @field_validator("fast_path", mode="before")
+    @classmethod
+    def _off(cls, value: Any) -> Any:
+        return "off" if value is False else value  # YAML's `off`
+
     @property
     def model_name(self) -> str:
         return self.model["model_name_or_path"]

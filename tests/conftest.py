@@ -20,6 +20,10 @@ from hypothesis import settings
 settings.register_profile("same", derandomize=True, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
+# Two files of tests run at a time (Makefile), and threads that wait for each other on busy cores cost minutes.
+ONE_THREAD = {"PREFTUNE_THREADS": "1", "OMP_NUM_THREADS": "1"}
+os.environ.update(ONE_THREAD)
+
 ROOT = Path(__file__).parent.parent
 TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -145,7 +149,7 @@ def make_project(tiny_model: Path) -> Callable[..., Path]:
 def child_env(**extra: str) -> dict[str, str]:
     """The environment of a real command: no Prefect or MLflow settings of the machine leak in."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT", "MLFLOW", "PREFTUNE"))}
-    return {**env, "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "true", **extra}
+    return {**env, **ONE_THREAD, "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "true", **extra}
 
 
 def preftune(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:

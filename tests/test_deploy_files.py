@@ -7,6 +7,7 @@ import tomllib
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import prefect
 import pytest
@@ -134,7 +135,7 @@ def test_prefect_takes_the_automations() -> None:
     from prefect.server.events.schemas.automations import AutomationCore
 
     for path in (ROOT / "automations").glob("*.yaml"):
-        found = yaml.safe_load(path.read_text())
+        found = yaml.safe_load(path.read_text().replace("BLOCK_ID", str(uuid4())))
         for each in found if isinstance(found, list) else found.get("automations", [found]):
             AutomationCore.model_validate(each)
 

@@ -23,6 +23,9 @@ COMMAND = ("sweep", "recipes/tiny/config.yaml", "--json")
 TWO = "--sweep.parameters.beta=[0.05, 100.0]"
 FOUR = "--sweep.parameters.beta=[0.05, 0.1, 0.2, 0.3]"
 ONCE = ("source", "mixture", "lengths", "baseline")
+STEPS = {"check_dataset": "source", "sample_mixture": "mixture", "count_tokens": "lengths"}
+STEPS |= {"evaluate_baseline": "baseline", "train_policy": "train", "evaluate_policy": "policy"}
+STEPS |= {"reach_verdict": "verdict"}
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +50,9 @@ def made(project: Path) -> dict[str, int]:
 def executed(project: Path) -> Counter[str]:
     """Step → how often its task ran to its end, and was not taken from the cache."""
     with sqlite3.connect(project / ".preftune/prefect/prefect.db") as database:
-        rows = database.execute("select name from task_run where state_name = 'Completed'").fetchall()
-    names = [name.split(" ")[0] if name.startswith("source") else name.rpartition("-")[0] for (name,) in rows]
-    return Counter(n for n in names if n in (*ONCE, "train", "policy", "verdict"))
+        rows = database.execute("select task_key from task_run where state_name = 'Completed'").fetchall()
+    functions = [key.rpartition("-")[0] for (key,) in rows]
+    return Counter(STEPS[name] for name in functions if name in STEPS)
 
 
 def client(project: Path) -> Any:
@@ -151,7 +154,7 @@ def test_two_dask_workers(four: dict[str, Any], project: Path) -> None:
     assert "Creating a new Dask cluster" in four["stderr"]
     held: set[str] = set()
     most = 0
-    for name, what in re.findall(r"Task run '(train-\w+)' - (holding|Finished)", four["stderr"]):
+    for name, what in re.findall(r"Task run '(train [^']+)' - (holding|Finished)", four["stderr"]):
         (held.add if what == "holding" else held.discard)(name)
         most = max(most, len(held))
     assert most == 2, "both workers trained at the same time"

@@ -67,6 +67,22 @@ def test_a_service_is_found_again_and_ends_with_all_it_started(workspace: Worksp
         bystander.wait()
 
 
+def test_a_service_whose_program_is_being_loaded_is_waited_for(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux shows an empty environment between the old program and the new one."""
+    real, looks = psutil.Process.environ, []
+
+    def environ(process: psutil.Process) -> dict[str, str]:
+        looks.append(process.pid)
+        return {} if len(looks) <= 3 else real(process)
+
+    monkeypatch.setattr(psutil.Process, "environ", environ)
+    service = start(workspace, "import time; time.sleep(60)")
+    assert looks == [service.pid] * 4
+    assert services.running(workspace) == {"worker": service}
+
+
 def test_what_a_dead_service_left_is_stopped_too(workspace: Workspace) -> None:
     """Its children have another parent by now; no tree of processes shows whose they are."""
     service = start(workspace, PARENT)

@@ -107,16 +107,20 @@ def start(workspace: Workspace, name: str, command: list[str], env: dict[str, st
         env: Its environment, to which the mark is added.
         port: Where it will listen.
     """
+    env = {**env, MARK: _mark(workspace, name)}
     with log_file(workspace, name).open("ab") as log:
         process = subprocess.Popen(
             command,
             cwd=workspace.project,
-            env={**env, MARK: _mark(workspace, name)},
+            env=env,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # closing the terminal, or Ctrl-C in it, does not reach it
         )
+    # While the kernel replaces the program, its environment reads as empty: looked at then, it would pass for gone.
+    while process.poll() is None and not _carries(psutil.Process(process.pid), env[MARK]):
+        time.sleep(0.01)
     service = Service(name, process.pid, port)
     _write(workspace, {**running(workspace), name: service})
     return service

@@ -54,6 +54,11 @@ def error_of(workspace: Workspace, name: str, content: bytes | None = None) -> U
     return e.value
 
 
+def packed(content: bytes) -> bytes:
+    """Without the time of day, which would give the tests another name in each of several processes."""
+    return gzip.compress(content, mtime=0)
+
+
 def pretty(rows: list[Any]) -> bytes:
     return json.dumps(rows, indent=2).encode()
 
@@ -81,15 +86,15 @@ def test_endings() -> None:
         ("x.jsonl", b"\n \n" + b"".join(LINES) + b"\n\n", "x.jsonl:3"),
         ("x.jsonl", json.dumps(ROWS).encode(), "x.jsonl[0]"),  # one list under the name .jsonl
         ("x.jsonl", b"\xef\xbb\xbf \n" + pretty(ROWS), "x.jsonl[0]"),
-        ("x.jsonl.gz", gzip.compress(b"".join(LINES)), "x.jsonl.gz:1"),
-        ("x.jsonl.gz", gzip.compress(b"".join(LINES[:3])) + gzip.compress(b"".join(LINES[3:])), "x.jsonl.gz:1"),
-        ("x.jsonl.gz", gzip.compress(pretty(ROWS)), "x.jsonl.gz[0]"),
+        ("x.jsonl.gz", packed(b"".join(LINES)), "x.jsonl.gz:1"),
+        ("x.jsonl.gz", packed(b"".join(LINES[:3])) + packed(b"".join(LINES[3:])), "x.jsonl.gz:1"),
+        ("x.jsonl.gz", packed(pretty(ROWS)), "x.jsonl.gz[0]"),
         ("x.json", pretty(ROWS), "x.json[0]"),
         ("x.json", b"\xef\xbb\xbf\r\n" + json.dumps(ROWS).encode() + b"\r\n", "x.json[0]"),
         ("x.json", b"".join(LINES), "x.json:1"),
         ("x.json", b"\n".join(json.dumps(r, indent=1).encode() for r in ROWS), "x.json:1"),  # objects over lines
         ("x.json", json.dumps({"version": 1, "data": ROWS}).encode(), "x.json[0]"),
-        ("x.json.gz", gzip.compress(pretty(ROWS)), "x.json.gz[0]"),
+        ("x.json.gz", packed(pretty(ROWS)), "x.json.gz[0]"),
     ],
 )
 def test_shapes(workspace: Workspace, name: str, content: bytes, first: str) -> None:
@@ -109,7 +114,7 @@ def test_the_line_of_objects_over_several_lines(workspace: Workspace) -> None:
 
 
 def test_a_list_of_nothing(workspace: Workspace) -> None:
-    for name, content in (("x.json", b" [ ] \n"), ("y.jsonl.gz", gzip.compress(b"")), ("z.csv", b"prompt,chosen\n")):
+    for name, content in (("x.json", b" [ ] \n"), ("y.jsonl.gz", packed(b"")), ("z.csv", b"prompt,chosen\n")):
         assert rows_of(workspace, name, content) == []
 
 
@@ -147,7 +152,7 @@ BROKEN_7 = b"".join([*LINES[:6], b'{"prompt": "Q", "chosen"\n', *LINES[6:]])
     ("name", "content", "what", "where"),
     [
         ("x.jsonl", BROKEN_7, "not JSON: Expecting ':' delimiter", "x.jsonl, line 7"),
-        ("x.jsonl.gz", gzip.compress(BROKEN_7), "not JSON: Expecting ':' delimiter", "x.jsonl.gz, line 7"),
+        ("x.jsonl.gz", packed(BROKEN_7), "not JSON: Expecting ':' delimiter", "x.jsonl.gz, line 7"),
         ("x.json", BROKEN_7, "not JSON: Expecting ':' delimiter", "x.json, line 7"),
         ("x.jsonl", b"{\n" + BROKEN_7, "not JSON: Expecting property name", "x.jsonl, line 1"),
         ("x.jsonl", b"".join(LINES).replace(b"\n", b"\r"), "not JSON: Extra data", "x.jsonl, line 1"),
@@ -167,10 +172,10 @@ BROKEN_7 = b"".join([*LINES[:6], b'{"prompt": "Q", "chosen"\n', *LINES[6:]])
         ),
         ("x.json", '[\n"é",\n"é"]'.encode("latin-1"), "not UTF-8: byte 0xe9", "x.json, line 2"),
         ("x.csv", 'a,b\n"1\n",2\né,3\n'.encode("latin-1"), "not UTF-8: byte 0xe9", "x.csv, line 4"),
-        ("x.jsonl", gzip.compress(b"".join(LINES)), "is packed with gzip, but not named .gz", "x.jsonl"),
+        ("x.jsonl", packed(b"".join(LINES)), "is packed with gzip, but not named .gz", "x.jsonl"),
         ("x.jsonl.gz", b"".join(LINES), "is named .gz, but not packed with gzip", "x.jsonl.gz"),
-        ("x.csv", gzip.compress(b"a,b\n"), "is packed with gzip, but not named .gz", "x.csv"),
-        ("x.parquet", gzip.compress(b"PAR1"), "is packed with gzip, but not named .gz", "x.parquet"),
+        ("x.csv", packed(b"a,b\n"), "is packed with gzip, but not named .gz", "x.csv"),
+        ("x.parquet", packed(b"PAR1"), "is packed with gzip, but not named .gz", "x.parquet"),
         ("x.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer", "x.jsonl"),
         ("x.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer", "x.parquet"),
         ("x.jsonl", LINES[0] + b'{"chosen": "a", "chosen": "b"}\n', "the key 'chosen' stands twice", "x.jsonl, line 2"),
@@ -218,8 +223,8 @@ def test_a_line_without_end(workspace: Workspace, monkeypatch: pytest.MonkeyPatc
 def test_truncated_gzip(workspace: Workspace, lines: int, place: str) -> None:
     """The rows before the cut come; then the line is named from which on rows are missing."""
     whole = b"".join(json.dumps({"n": i, "noise": os.urandom(500).hex()}).encode() + b"\n" for i in range(400))
-    packed = gzip.compress(whole)
-    (workspace.project / "x.jsonl.gz").write_bytes(packed[: len(packed) * lines // 400] if lines else packed[:12])
+    file = packed(whole)
+    (workspace.project / "x.jsonl.gz").write_bytes(file[: len(file) * lines // 400] if lines else file[:12])
     read: list[Any] = []
     with pytest.raises(UserError, match="ends in the middle") as e:
         read.extend(row["n"] for _, row in iter(read_rows(found(workspace, "x.jsonl.gz"), "train")))
@@ -231,11 +236,9 @@ def test_truncated_gzip(workspace: Workspace, lines: int, place: str) -> None:
 
 def test_damaged_gzip(workspace: Workspace) -> None:
     """A flipped byte is found by gzip itself, at the latest by its checksum."""
-    packed = bytearray(
-        gzip.compress(b"".join(json.dumps({"n": os.urandom(300).hex()}).encode() + b"\n" for _ in range(99)))
-    )
-    packed[-8] ^= 1  # of the checksum
-    error = error_of(workspace, "x.jsonl.gz", bytes(packed))
+    file = bytearray(packed(b"".join(json.dumps({"n": os.urandom(300).hex()}).encode() + b"\n" for _ in range(99))))
+    file[-8] ^= 1  # of the checksum
+    error = error_of(workspace, "x.jsonl.gz", bytes(file))
     assert error.error.startswith("damaged gzip") and error.where == "x.jsonl.gz, after line 99"
 
 

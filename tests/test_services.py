@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -49,6 +50,13 @@ def until(condition: object, seconds: float = 10) -> None:
         time.sleep(0.05)
 
 
+def lives(process: psutil.Process) -> bool:
+    """A zombie does not: whoever adopted it (process 1, for an orphan) has only not taken note of its end yet."""
+    with suppress(psutil.NoSuchProcess):
+        return process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
 def test_a_service_is_found_again_and_ends_with_all_it_started(workspace: Workspace) -> None:
     bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
@@ -58,7 +66,7 @@ def test_a_service_is_found_again_and_ends_with_all_it_started(workspace: Worksp
         until(lambda: services.log_file(workspace, "worker").read_text() == "1\n")
         ours = services.marked(workspace, "worker")
         assert services.stop(workspace, "worker", 0.5) == 2
-        assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in ours)
+        assert not any(lives(p) for p in ours)
         assert services.running(workspace) == {} and not services.state_file(workspace).exists()
         assert services.stop(workspace, "worker", 0.5) == 0
         assert bystander.poll() is None
@@ -79,7 +87,7 @@ def test_a_service_whose_program_is_being_loaded_is_waited_for(
 
     monkeypatch.setattr(psutil.Process, "environ", environ)
     service = start(workspace, "import time; time.sleep(60)")
-    assert looks == [service.pid] * 4
+    assert len(looks) >= 4 and set(looks) == {service.pid}
     assert services.running(workspace) == {"worker": service}
 
 
@@ -91,7 +99,7 @@ def test_what_a_dead_service_left_is_stopped_too(workspace: Workspace) -> None:
     until(lambda: services.running(workspace) == {})
     (orphan,) = services.marked(workspace, "worker")
     assert services.stop(workspace, "worker", 0) == 1
-    assert not orphan.is_running()
+    assert not lives(orphan)
 
 
 def test_a_reused_process_id_is_not_ours(workspace: Workspace) -> None:

@@ -23,9 +23,11 @@ COMMAND = ("sweep", "recipes/tiny/config.yaml", "--json")
 TWO = "--sweep.parameters.beta=[0.05, 100.0]"
 FOUR = "--sweep.parameters.beta=[0.05, 0.1, 0.2, 0.3]"
 ONCE = ("source", "mixture", "lengths", "baseline")
-STEPS = {"check_dataset": "source", "sample_mixture": "mixture", "count_tokens": "lengths"}
-STEPS |= {"evaluate_baseline": "baseline", "train_policy": "train", "evaluate_policy": "policy"}
-STEPS |= {"reach_verdict": "verdict"}
+STEPS = {  # the task's function → its step
+    **{"check_dataset": "source", "sample_mixture": "mixture", "count_tokens": "lengths"},
+    **{"evaluate_baseline": "baseline", "train_policy": "train", "evaluate_policy": "policy"},
+    "reach_verdict": "verdict",
+}
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from preftune.workspace import Workspace
 
 MARK = "PREFTUNE_SERVICE"
 START_SECONDS = 180
+LOAD_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,10 @@ def start(workspace: Workspace, name: str, command: list[str], env: dict[str, st
             start_new_session=True,  # closing the terminal, or Ctrl-C in it, does not reach it
         )
     # While the kernel replaces the program, its environment reads as empty: looked at then, it would pass for gone.
-    while process.poll() is None and not _carries(psutil.Process(process.pid), env[MARK]):
+    deadline = time.monotonic() + LOAD_SECONDS  # one that hides its environment did not start, as far as we can tell
+    while (
+        process.poll() is None and not _carries(psutil.Process(process.pid), env[MARK]) and time.monotonic() < deadline
+    ):
         time.sleep(0.01)
     service = Service(name, process.pid, port)
     _write(workspace, {**running(workspace), name: service})

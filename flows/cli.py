@@ -1,5 +1,5 @@
 """The front door: `preftune init | check | audit | datasets | run | evaluate | runs | compare | ui |
-sweep | retrain | promote | rollback | up | down`.
+sweep | pairs | retrain | promote | rollback | up | down`.
 
 Exit codes: 0 done · 1 failed while running · 2 the input is wrong (recipe, data, model) · with --fail-on-reject
 also 3 rejected and 4 inconclusive.
@@ -147,6 +147,7 @@ def evaluate(
 
 
 app.command("flows.sweep_command:sweep", name="sweep", help=SWEEP_HELP)
+app.command("flows.pairs_command:pairs", name="pairs")
 
 
 @app.command(help="Compare recorded runs, each with the first, on what all were measured on; one HTML page.")

@@ -30,24 +30,16 @@ from tasks.results import reach_verdict, record_runs
 
 
 @dataclass
-class Pipeline:
-    """One run's steps: what they work on, what came out, and which of them came from the cache.
+class Steps:
+    """One run's cached steps.
 
     Args:
         workspace: Where the store stands.
-        recipe: The resolved recipe.
-        model: The starting model.
-        sources: The datasets as they are now.
-        results: Step name → its result; `source` holds a list.
         done: Step name → `cached` or `run`.
     """
 
     workspace: Workspace
-    recipe: Recipe
-    model: StartingModel
-    sources: list[Source] = field(default_factory=list)
-    results: dict[str, Any] = field(default_factory=dict)
-    done: dict[str, str] = field(default_factory=dict)
+    done: dict[str, str] = field(default_factory=dict, kw_only=True)
 
     def run(self, task: Any, key: str, **parameters: Any) -> store.StepResult:
         """The step's result; Prefect's cache counts only while the store holds the files, whole."""
@@ -58,6 +50,23 @@ class Pipeline:
         result = store.find(self.workspace, task.name, key)
         assert result is not None, f"{task.name} is finished but not in the store"
         return result
+
+
+@dataclass
+class Pipeline(Steps):
+    """One run's steps: what they work on, and what came out.
+
+    Args:
+        recipe: The resolved recipe.
+        model: The starting model.
+        sources: The datasets as they are now.
+        results: Step name → its result; `source` holds a list.
+    """
+
+    recipe: Recipe
+    model: StartingModel
+    sources: list[Source] = field(default_factory=list)
+    results: dict[str, Any] = field(default_factory=dict)
 
     @property
     def data(self) -> dict[str, Any]:

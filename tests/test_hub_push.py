@@ -41,7 +41,7 @@ def output(tmp_path: Path) -> Path:
     """An output folder with all that stands in one, and some that must never be pushed."""
     folder = tmp_path / "data" / "mine"
     texts = ("config.json", "tokenizer.json", "chat_template.jinja", "generation_config.json", "README.md")
-    never = ("training_args.bin", "optimizer.pt", "preftune.json", "recipe.yaml", "report.html", "runs/events.1")
+    never = ("training_args.bin", "optimizer.pt", ".preftune.json", "recipe.yaml", "report.html", "runs/events.1")
     for name in (*texts, "verdict.json", "sub/more.json", *never, "runs/config.json"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(f"{name} of this run")

@@ -38,10 +38,10 @@ from fake_judge import (
 from hypothesis import given
 from hypothesis import strategies as st
 
+from preftune.content_cache import ContentCache
 from preftune.errors import StepError, UserError
 from preftune.evaluation_schema import OpenAIJudge
 from preftune.judges import prompts, replies
-from preftune.judges.cache import JudgementCache
 from preftune.judges.endpoint import OPENAI, api_key, base_url, is_local
 from preftune.judges.find import find_judge
 from preftune.judges.interface import Comparison, Judgement, Opinion, Question
@@ -57,7 +57,7 @@ def user(text: str) -> list[dict[str, str]]:
 
 def judge(server: FakeJudge, folder: Path, tell: Callable[[str], None] = print, **settings: Any) -> LanguageModelJudge:
     section = OpenAIJudge(kind="openai", model="fake", base_url=server.url, **settings)
-    return LanguageModelJudge(section, JudgementCache(folder, tell), tell)
+    return LanguageModelJudge(section, ContentCache(folder, "judgements", tell), tell)
 
 
 def some(count: int = 3) -> list[Comparison]:
@@ -397,7 +397,7 @@ def test_a_trickle_is_no_reply(tmp_path: Path) -> None:
         try:
             url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
             settings = OpenAIJudge(kind="openai", model="m", base_url=url, timeout=0.5, retries=0)
-            mine = LanguageModelJudge(settings, JudgementCache(tmp_path, print), print)
+            mine = LanguageModelJudge(settings, ContentCache(tmp_path, "judgements", print), print)
             began = time.monotonic()
             (found,) = mine.grade([Question(user("q"), "x")])
         finally:
@@ -467,7 +467,7 @@ def test_nothing_listens(tmp_path: Path) -> None:
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
     settings = OpenAIJudge(kind="openai", model="m", base_url=url, retries=0)
     with pytest.raises(StepError) as told:
-        LanguageModelJudge(settings, JudgementCache(tmp_path, print), print).compare(some())
+        LanguageModelJudge(settings, ContentCache(tmp_path, "judgements", print), print).compare(some())
     assert told.value.where == url
     assert "start the server" in told.value.advice
 
@@ -665,7 +665,7 @@ def test_the_same_question_twice_is_asked_once(tmp_path: Path) -> None:
 
 
 def test_progress_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("preftune.judges.language_model.SHOWN_SECONDS", 0)
+    monkeypatch.setattr("preftune.judges.asking.SHOWN_SECONDS", 0)
     told: list[str] = []
     with fake_judge(slow(0.7)) as server:
         prices = {"prompt_price": 1.0, "completion_price": 1.0}
@@ -682,10 +682,11 @@ def test_another_judge_is_another_key(change: dict[str, Any], tmp_path: Path) ->
     from preftune.judges.endpoint import Endpoint
 
     base = OpenAIJudge(kind="openai", model="a", base_url="http://127.0.0.1:1/v1/")
-    cache = JudgementCache(tmp_path, print)
+    cache = ContentCache(tmp_path, "judgements", print)
 
     def key(settings: OpenAIJudge) -> str:
-        return Endpoint(settings, cache, Ledger(), print).cache_key(user("q"))
+        sampling = {"temperature": 0, "max_tokens": settings.max_tokens}
+        return Endpoint(settings, cache, Ledger(), print).cache_key(user("q"), sampling)
 
     same = {"concurrency": 3, "timeout": 5, "retries": 1, "max_requests": 7, "base_url": "http://127.0.0.1:1/v1"}
     assert key(base) == key(base.model_copy(update=same))
@@ -694,12 +695,12 @@ def test_another_judge_is_another_key(change: dict[str, Any], tmp_path: Path) ->
 
 def test_a_damaged_cache_is_set_aside(tmp_path: Path) -> None:
     told: list[str] = []
-    cache = JudgementCache(tmp_path, told.append)
+    cache = ContentCache(tmp_path, "judgements", told.append)
     cache.add("k", {"text": "ä"})
     assert cache.get("k") == {"text": "ä"}
     cache.close()
     (tmp_path / "judgements.sqlite").write_bytes(b"not a database" * 100)
-    cache = JudgementCache(tmp_path, told.append)
+    cache = ContentCache(tmp_path, "judgements", told.append)
     assert cache.get("k") is None
     assert len(told) == 1
     assert "was damaged" in told[0]
@@ -712,12 +713,12 @@ def test_a_damaged_cache_is_set_aside(tmp_path: Path) -> None:
 def test_a_cache_that_cannot_be_opened(tmp_path: Path) -> None:
     (tmp_path / "judgements.sqlite").mkdir()
     with pytest.raises(StepError, match="cannot be opened"):
-        JudgementCache(tmp_path, print)
+        ContentCache(tmp_path, "judgements", print)
 
 
 def test_a_cache_that_cannot_be_written_is_told_once(tmp_path: Path) -> None:
     told: list[str] = []
-    cache = JudgementCache(tmp_path, told.append)
+    cache = ContentCache(tmp_path, "judgements", told.append)
     cache._rows.execute("PRAGMA query_only = ON")
     cache.add("a", 1)
     cache.add("b", 1)

@@ -6,13 +6,15 @@ from pathlib import Path
 import pytest
 
 from preftune import keys
+from preftune.own_pairs import keys as own_keys
 
 ROOT = Path(keys.__file__).parent
 # They decide where things are, how they are found, read or told, not what comes out.
 NOT_IN_KEYS = {
     *("children", "errors", "progress", "workspace", "store", "digest", "faults", "section", "schema", "models"),
     *("evaluation_schema", "keys", "strict_yaml", "embedded", "accelerate_configs", "summary", "known_keys"),
-    *("packages", "plan", "live_metrics", "sqlite_file", "judges/cache", "judges/find"),
+    *("packages", "plan", "live_metrics", "sqlite_file", "content_cache", "judges/find"),
+    *("pairs_schema", "model_process", "own_pairs/keys"),
     *("data/check_list", "data/registry", "data/languages", "data/labels", "data/hub"),
     *("data/pairs", "data/mixture"),  # pairs are read as they were written
 }
@@ -52,9 +54,17 @@ def behind(module: str) -> set[str]:
         ("training", keys._TRAINING_CODE),
         ("verdict", keys._VERDICT_CODE),
         ("report", (*keys._REPORT_CODE, *keys._VERDICT_CODE)),
-        ("judges/run", keys._JUDGE_CODE),
+        ("judges/run", keys.JUDGE_CODE),
         ("audit/page", keys._AUDIT_CODE),
         ("audit/collect", keys._AUDIT_CODE),
+        ("own_pairs/prompts", own_keys.PROMPTS_CODE),
+        ("own_pairs/completions", own_keys.COMPLETIONS_CODE),
+        ("own_pairs/sampling", own_keys.COMPLETIONS_CODE),
+        ("own_pairs/scores", own_keys.SCORES_CODE),
+        ("own_pairs/rule_scores", own_keys.SCORES_CODE),
+        ("own_pairs/labels", own_keys.SCORES_CODE),
+        ("own_pairs/selection", own_keys.DATASET_CODE),
+        ("own_pairs/dataset", own_keys.DATASET_CODE),
     ],
 )
 def test_all_code_behind_a_step_is_in_its_key(module: str, code: tuple[str, ...]) -> None:
@@ -62,6 +72,7 @@ def test_all_code_behind_a_step_is_in_its_key(module: str, code: tuple[str, ...]
 
 
 def test_every_name_is_a_file() -> None:
-    lists = [v for n, v in vars(keys).items() if n.endswith("_CODE") or n in ("_TEMPLATES", "_LOCAL_TASKS")]
+    names = {**vars(keys), **{f"own_{n}": v for n, v in vars(own_keys).items()}}
+    lists = [v for n, v in names.items() if n.endswith("_CODE") or n in ("_TEMPLATES", "_LOCAL_TASKS")]
     for name in (n for code in lists for n in code):
         assert (ROOT / name).is_file() or (ROOT / f"{name}.py").is_file(), name

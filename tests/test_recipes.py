@@ -9,6 +9,7 @@ import yaml
 
 from preftune.accelerate_configs import processes
 from preftune.data.registry import known
+from preftune.errors import UserError
 from preftune.model_shape import known_shapes
 from preftune.preflight import preflight
 from preftune.reading import read
@@ -23,7 +24,9 @@ CONFIGS = sorted((ROOT / "recipes/accelerate_configs").glob("*.yaml"))
 RECIPES = sorted(set((ROOT / "recipes").rglob("*.yaml")) - set(CONFIGS))
 STARTER = ROOT / "recipes/starter/config_starter.yaml"
 SMOKE = ROOT / "recipes/smoke/config_smoke.yaml"
-HERE = (STARTER, SMOKE)  # with the embedded model and the project's own pairs
+OWN_PAIRS = ROOT / "recipes/own-pairs/config_rule.yaml"
+READY = (STARTER, SMOKE)  # with the embedded model and the project's own pairs
+HERE = (*READY, OWN_PAIRS)  # with the embedded model
 OTHERS = [path for path in RECIPES if path not in HERE]
 README = (ROOT / "recipes/README.md").read_text()
 
@@ -36,11 +39,18 @@ every = pytest.mark.parametrize("path", RECIPES, ids=name)
 on_the_hub = pytest.mark.parametrize("path", OTHERS, ids=name)
 
 
-@pytest.mark.parametrize("path", HERE, ids=name)
+@pytest.mark.parametrize("path", READY, ids=name)
 def test_what_needs_no_hub_passes_the_checks_before_a_run(path: Path, tmp_path: Path) -> None:
     """Model and data are here; those of the others are on the hub."""
     recipe, _, sources = preflight(path, {}, Workspace(ROOT, tmp_path))
     assert sources and recipe.notices == ()
+
+
+def test_a_recipe_whose_pairs_are_not_built_says_how(tmp_path: Path) -> None:
+    (tmp_path / "recipes").mkdir()
+    with pytest.raises(UserError, match="not built yet") as told:
+        preflight(OWN_PAIRS, {}, Workspace(tmp_path, tmp_path / ".preftune"))
+    assert told.value.advice.startswith("preftune pairs ")
 
 
 @every

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from test_judges import judged, lines, suite, user, write_answers
 
+from preftune.content_cache import ContentCache
 from preftune.errors import UserError
 from preftune.evaluation_schema import RewardModelJudge
-from preftune.judges.cache import JudgementCache
 from preftune.judges.find import find_judge
 from preftune.judges.interface import Comparison, Question
 from preftune.judges.reward_model import RewardModel
@@ -55,7 +55,7 @@ def copy(reward_model: Path, tmp_path: Path) -> Path:
 def judge_of(folder: Path, model: Path, **settings: Any) -> RewardModel:
     section = RewardModelJudge(kind="reward_model", model=str(model), **settings)
     found = find_judge(section, Workspace(folder, folder / "home"))
-    cache = JudgementCache(folder / "cache", print)
+    cache = ContentCache(folder / "cache", "judgements", print)
     return RewardModel(found, cache, folder / "cache", folder, folder / "log.txt", print)
 
 

@@ -129,13 +129,13 @@ def test_the_key_is_that_of_a_run(one: tuple[Path, str], monkeypatch: pytest.Mon
 def test_a_second_launch_finds_it_done(one: tuple[Path, str]) -> None:
     """With one process named, which is the same launch."""
     folder, _ = one
-    before = (folder / "data/tiny/preftune.json").read_text()
+    before = (folder / "data/tiny/.preftune.json").read_text()
     done = launch(
         folder, RECIPE, *ONE, "--learning_rate=1e-3", "--report_to=tensorboard", options=("--num_processes=1",)
     )
     assert done.returncode == 0, done.stderr
     assert "trained before: nothing to do" in done.stdout
-    assert (folder / "data/tiny/preftune.json").read_text() == before
+    assert (folder / "data/tiny/.preftune.json").read_text() == before
 
 
 def test_two_processes_are_two(two: tuple[Path, str]) -> None:

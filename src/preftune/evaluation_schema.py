@@ -1,6 +1,6 @@
 """The recipe's sections `evaluation` (with its judge and suites) and `gate`."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
@@ -8,8 +8,11 @@ from pydantic import Field, field_validator, model_validator
 from preftune.section import Section
 
 
-class OpenAIJudge(Section):
-    """A language model behind an OpenAI-compatible endpoint, which compares and grades answers."""
+class OpenAIEndpoint(Section):
+    """A language model behind an OpenAI-compatible endpoint."""
+
+    place: ClassVar[str]  # where it stands in a recipe
+    role: ClassVar[str]  # what it is, in messages
 
     kind: Literal["openai"]
     model: str = Field(min_length=1, description="the endpoint's name of the model")
@@ -20,7 +23,6 @@ class OpenAIJudge(Section):
     concurrency: int = Field(8, ge=1, le=256, description="requests at once")
     timeout: float = Field(60, gt=0, description="seconds for one request")
     retries: int = Field(4, ge=0, le=20, description="more tries after a time-out, 429 or 5xx, with growing pauses")
-    max_tokens: int = Field(512, ge=8, description="of one of the judge's answers")
     max_requests: int | None = Field(None, ge=1, description="budget of one run: requests that are really made")
     max_cost: float | None = Field(None, gt=0, description="budget of one run, in the prices' currency")
     prompt_price: float | None = Field(None, ge=0, description="price of a million prompt tokens")
@@ -39,7 +41,7 @@ class OpenAIJudge(Section):
         return value
 
     @model_validator(mode="after")
-    def _own_key(self) -> "OpenAIJudge":
+    def _own_key(self) -> "OpenAIEndpoint":
         host = urlsplit(self.base_url).hostname if self.base_url else "api.openai.com"
         local = host in ("localhost", "127.0.0.1", "::1", "api.openai.com")
         if not local and "api_key_env" not in self.model_fields_set:
@@ -49,14 +51,25 @@ class OpenAIJudge(Section):
         return self
 
     @model_validator(mode="after")
-    def _priced(self) -> "OpenAIJudge":
+    def _priced(self) -> "OpenAIEndpoint":
         if self.max_cost is not None and (self.prompt_price is None or self.completion_price is None):
             raise ValueError("max_cost needs prompt_price and completion_price, per million tokens")
         return self
 
 
+class OpenAIJudge(OpenAIEndpoint):
+    """Compares and grades answers."""
+
+    place: ClassVar[str] = "evaluation.judge"
+    role: ClassVar[str] = "judge"
+
+    max_tokens: int = Field(512, ge=8, description="of one of the judge's answers")
+
+
 class RewardModelJudge(Section):
     """A local reward model (a transformers sequence classifier with one output): the higher score wins."""
+
+    place: ClassVar[str] = "evaluation.judge"
 
     kind: Literal["reward_model"]
     model: str = Field(min_length=1, description="a folder, or a hub id")

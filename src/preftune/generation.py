@@ -65,6 +65,7 @@ def generate(
     eos_ids: set[int],
     batch_size: int,
     ended: Callable[[list[int]], bool] | None = None,
+    finished: Callable[[int, Answer], None] | None = None,
     progress: Progress = no_progress,
 ) -> list[Answer]:
     """Answers each prompt.
@@ -78,6 +79,7 @@ def generate(
         batch_size: Pairs in one forward pass (`evaluation.batch_size`). Sixteen times as many prompts are answered
             at once, fewer if their keys and values need more than half a gibibyte for each.
         ended: Given an answer's tokens so far: whether it ends here (stop texts). Counts as stopped.
+        finished: Called with (the prompt's place, its answer) when an answer ends, long before the others may.
         progress: Called with (prompts done, all prompts).
 
     Raises:
@@ -117,6 +119,8 @@ def generate(
             stopped = token in eos_ids or (ended is not None and ended(written[i]))
             if stopped or len(written[i]) == decoding.max_new_tokens:
                 answers[i] = Answer(written.pop(i), stopped, logps[i])
+                if finished is not None:
+                    finished(i, answers[i])
                 progress(len(answers), len(prompts))
         batch.leave(set(written))
     return [answers[i] for i in range(len(prompts))]

@@ -36,7 +36,7 @@ _VERDICT_CODE = (
     *("verdict", "comparison_inputs", "measures", "task_losses", "win_rates", "length_control", "mt_bench_scores"),
     *("power", "gate", "decision", "statistics", "verdict_notes"),
 )
-_READING_CODE = (
+READING_CODE = (
     *("data/hub", "data/sources", "data/layout", "data/readers", "data/text_rows", "data/arrow_rows", "data/shuffle"),
     *("data/adapters", "data/trees", "data/pairs", "data/labels", "data/languages", "data/checks"),
     "data/check_list",
@@ -57,7 +57,7 @@ _MIXTURE_CODE = (
     *("data/mixture", "data/doubles", "data/pairs", "data/overlap", "data/decontamination", "data/check_list"),
     *("lm_tasks/documents", "lm_tasks/facts.jsonl", "lm_tasks/instructions.jsonl"),  # never trained on
 )
-_LENGTHS_CODE = ("data/lengths", "data/pair_tokenizer", "data/tokenizer_files", "data/token_file")
+LENGTHS_CODE = ("data/lengths", "data/pair_tokenizer", "data/tokenizer_files", "data/token_file")
 _TRAINING_CODE = (
     *(
         "training",
@@ -75,10 +75,11 @@ _TRAINING_CODE = (
         "sorted_batches",
     ),
     *("generation_settings", "reporting", "ranks", "guards"),
-    *_LENGTHS_CODE,
+    *LENGTHS_CODE,
 )
-_JUDGE_CODE = (
+JUDGE_CODE = (
     *("judges/run", "judges/interface", "judges/prompts", "judges/replies", "judges/language_model"),
+    "judges/asking",
     *("judges/endpoint", "judges/ledger", "judges/reward_model", "judges/reward_scores"),
 )
 _LOCAL_TASKS = (
@@ -88,7 +89,7 @@ _LOCAL_TASKS = (
 _EVALUATION_CODE = (
     *("evaluation", "loading", "scoring", "generation", "prefix", "lm_in_memory", "tokens", "capability"),
     *_LOCAL_TASKS,
-    *_LENGTHS_CODE,
+    *LENGTHS_CODE,
 )
 
 
@@ -118,7 +119,7 @@ def source_key(source: Source, validation: Validation, seed: int) -> str:
             "seed": seed if source.entry.max_rows is not None else None,
             "validation": validation.model_dump(exclude={"near_duplicates", "decontaminate"}),
             "languages": validation.languages or default_languages(source.entry.id),
-            "code": code_version(*_READING_CODE),
+            "code": code_version(*READING_CODE),
         }
     )
 
@@ -152,7 +153,7 @@ def lengths_key(recipe: Recipe, model: StartingModel, mixture: StepResult) -> st
             "max_length": max_length(recipe),
             "truncation": truncation(recipe),
             "validation": [recipe.validation.max_dropped, severity],
-            "code": code_version(*_LENGTHS_CODE, "data/pairs", "data/steps"),
+            "code": code_version(*LENGTHS_CODE, "data/pairs", "data/steps"),
             "libraries": library_versions("tokenizers"),
         }
     )
@@ -258,16 +259,20 @@ def policy_key(recipe: Recipe, workspace: Workspace, model: StartingModel, mixtu
 
 
 def judge_key(judge: FoundJudge, workspace: Workspace, baseline: StepResult, policy: StepResult) -> str:
-    """Key of a judge's work: both models' answers, and the judge.
-
-    Where an earlier try lacks verdicts that could still be had (time-outs, the budget), it is a new key: the same
-    command asks again, and only for what is missing.
-    """
+    """Key of a judge's work: both models' answers, and the judge."""
     answers = {"baseline": baseline.digest, "policy": policy.digest}
-    depends = {"step": "judge", **answers, "judge": judge.digest, "code": code_version(*_JUDGE_CODE)}
+    return retried_key(workspace, "judge", {**answers, "judge": judge.digest, "code": code_version(*JUDGE_CODE)})
+
+
+def retried_key(workspace: Workspace, step: str, depends: dict[str, Any]) -> str:
+    """Key of a step that asks others, who may not have answered all.
+
+    Where an earlier try lacks answers that could still be had (time-outs, the budget: its info's `again`), it is a new
+    key: the same command asks again, and only for what is missing.
+    """
     for tries in itertools.count():
-        key = json_digest({**depends, "tries": tries})
-        found = find(workspace, "judge", key)
+        key = json_digest({"step": step, **depends, "tries": tries})
+        found = find(workspace, step, key)
         if found is None or not found.info["again"]:
             return key
     raise AssertionError("counting has no end")

@@ -15,7 +15,7 @@ from typing import Any
 from preftune.errors import UserError
 from preftune.old_keys import ALIASES, NO_EFFECT, REFUSED
 
-SECTIONS = ("dataset_mixture", "validation", "evaluation", "gate", "tracking", "sweep")
+SECTIONS = ("dataset_mixture", "validation", "evaluation", "gate", "tracking", "sweep", "pairs")
 OURS = ("method", "chat_template", "accelerate_config", "merge_adapter", "fast_path", "micro_batch_tokens")
 HUB = ("push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision")
 DATASET_SHORTCUT = ("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split")

@@ -11,7 +11,7 @@ from preftune.schema import Recipe
 from preftune.workspace import Workspace
 
 # Where a run is recorded and put, and what is made of it after the verdict.
-_NOT_TRAINED = {"tracking", "output_dir", "sweep", "merge_adapter"}
+_NOT_TRAINED = {"tracking", "output_dir", "sweep", "pairs", "merge_adapter"}
 
 
 def lineage(recipe: Recipe, workspace: Workspace, model: StartingModel, sources: list[Source]) -> dict[str, str]:

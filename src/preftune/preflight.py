@@ -11,6 +11,7 @@ from preftune.errors import UserError
 from preftune.judges.find import find_judge
 from preftune.models import StartingModel, check_name, embedded_folder, find_model
 from preftune.packages import missing_packages
+from preftune.pairs_schema import default_output
 from preftune.publish import check_replaceable
 from preftune.recipe import load_recipe
 from preftune.reporting import check_reporting
@@ -52,12 +53,24 @@ def preflight(
         read_suite(find_suite(suite, workspace))
     if recipe.evaluation.judge is not None:
         find_judge(recipe.evaluation.judge, workspace)
+    _check_built(recipe, workspace)
     sources = [find_source(e, workspace) for e in recipe.mixture.datasets]
     for source in sources:
         peek(source, recipe.validation)
     if recipe.model_name == EMBEDDED_MODEL and not embedded_folder(workspace).exists():
         return recipe, None, sources
     return recipe, find_model(recipe, workspace), sources
+
+
+def _check_built(recipe: Recipe, workspace: Workspace) -> None:
+    """Refuses pairs of the recipe's own that are not there yet: their folder's name would pass for a hub dataset's."""
+    if recipe.pairs is None:
+        return
+    folder = recipe.pairs.output or default_output(recipe.name)
+    if any(e.id == folder for e in recipe.mixture.datasets) and not workspace.resolve(folder).is_dir():
+        raise UserError(
+            "the pairs are not built yet", f"{recipe.path}: pairs", f"preftune pairs {workspace.display(recipe.path)}"
+        )
 
 
 def _check_machine(recipe: Recipe, path: Path) -> None:

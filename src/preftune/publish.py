@@ -17,7 +17,7 @@ from preftune.schema import Recipe
 from preftune.strict_yaml import dump_yaml
 from preftune.workspace import Workspace
 
-MARKER = "preftune.json"
+MARKER = ".preftune.json"  # hidden: a folder of pairs holds nothing that looks like a split
 
 
 def check_replaceable(target: Path) -> None:
@@ -28,7 +28,7 @@ def check_replaceable(target: Path) -> None:
     """
     if target.is_dir() and any(target.iterdir()) and not (target / MARKER).exists():
         raise UserError(
-            "output_dir holds files that preftune did not write; it would be replaced as a whole",
+            "the output folder holds files that preftune did not write; it would be replaced as a whole",
             str(target),
             "choose an empty or new folder",
         )

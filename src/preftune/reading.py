@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from preftune import evaluation_schema, schema, sweep_schema
+from preftune import evaluation_schema, pairs_schema, schema, sweep_schema
 from preftune.conflicts import conflicts
 from preftune.data import registry
 from preftune.errors import UserError
@@ -29,6 +29,7 @@ from preftune.known_keys import (
     unknown_key,
 )
 from preftune.old_keys import Change, Kind, Problem, is_off
+from preftune.pairs_schema import default_output
 from preftune.schema import Recipe
 from preftune.translate import translate
 from preftune.workspace import Workspace, find_workspace
@@ -83,7 +84,7 @@ def read(data: dict[str, Any], path: Path, overrides: Mapping[str, Any] | None =
     method = found.method = _method(flat, path, found)
     for key in [k for k in DATASET_SHORTCUT if k in flat]:
         found.tell(key, "moved", f"dataset_mixture.datasets.0.{_SHORTCUT[key]}", "")
-    mixture = found.attempt("dataset_mixture", _mixture, flat, where)
+    mixture = found.attempt("dataset_mixture", _mixture, flat, path)
     for key in [k for k in flat if k not in known()]:
         found.problems.append((key, unknown_key(key, known(), where)))
         flat.pop(key)
@@ -216,8 +217,10 @@ def _index(node: list[Any], part: str, dotted: str) -> int:
 _SHORTCUT: dict[str, str] = dict(zip(DATASET_SHORTCUT, ("id", "config", "split", "test_split"), strict=True))
 
 
-def _mixture(flat: dict[str, Any], where: str) -> dict[str, Any]:
-    """The dataset section, from `dataset_mixture` or from TRL's shortcut for one dataset."""
+def _mixture(flat: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The dataset section, from `dataset_mixture` or from TRL's shortcut for one dataset; a recipe that makes pairs
+    and names no others is trained on these."""
+    where = str(path)
     shortcut = {k: flat.pop(k) for k in DATASET_SHORTCUT if k in flat}
     mixture = flat.pop("dataset_mixture", None)
     others = mixture if isinstance(mixture, dict) else {}
@@ -225,6 +228,10 @@ def _mixture(flat: dict[str, Any], where: str) -> dict[str, Any]:
         if shortcut:
             raise UserError(f"{next(iter(shortcut))} and dataset_mixture both name data", where, "keep one of them")
         return mixture
+    made = flat.get("pairs")
+    if not shortcut.get("dataset_name") and isinstance(made, dict):
+        entry = {"id": made.get("output") or default_output(path.resolve().parent.name)}
+        return {**others, "datasets": [{**entry, **({} if made.get("test_size") == 0 else {"test_split": "test"})}]}
     if not shortcut.get("dataset_name"):
         raise UserError("the recipe names no data", where, "write dataset_name: a file, folder or hub dataset id")
     entry = {_SHORTCUT[key]: value for key, value in shortcut.items() if value not in (None, "")}
@@ -254,13 +261,16 @@ def _pydantic_error(error: Any, where: str) -> Problem:
     path = ".".join("dataset_mixture" if p == "mixture" else str(p) for p in loc)
     if error["type"] == "extra_forbidden":
         model: Any = Recipe
-        for part in error["loc"][:-1]:  # down to the section that holds the unknown key
-            model = _section_model(model, part) if isinstance(part, str) else model
+        for i, part in enumerate(error["loc"][:-1]):  # down to the section that holds the unknown key
+            kinds = _KINDS.get(error["loc"][i - 1], {}) if i else {}
+            model = {**_SECTIONS, **kinds}.get(part, model)
         names = [f"{path.rpartition('.')[0]}.{n}".lstrip(".") for n in model.model_fields]
         return path, unknown_key(path, names, where)
     if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        kinds = " or ".join(_JUDGES)
-        return path, UserError(f"a judge needs kind: {kinds}", f"{where}: {path}.kind", "docs/judges.md has examples")
+        section = path.rpartition(".")[2]
+        page = "docs/own-pairs.md" if path.startswith("pairs") else "docs/judges.md"
+        kinds = " or ".join(_KINDS[section])
+        return path, UserError(f"a {section} needs kind: {kinds}", f"{where}: {path}.kind", f"{page} has examples")
     message = error["msg"].removeprefix("Value error, ")
     given = None if path.endswith("base_url") else error.get("input")  # it may hold a password
     shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) else ""
@@ -268,30 +278,32 @@ def _pydantic_error(error: Any, where: str) -> Problem:
 
 
 _JUDGES = {"openai": evaluation_schema.OpenAIJudge, "reward_model": evaluation_schema.RewardModelJudge}
+_KINDS: dict[Any, dict[str, Any]] = {
+    "judge": _JUDGES,
+    "generator": pairs_schema.GENERATORS,
+    "scorer": pairs_schema.SCORERS,
+}
+_SECTIONS = {
+    "suites": evaluation_schema.Suite,
+    "mixture": schema.Mixture,
+    "dataset_mixture": schema.Mixture,
+    "datasets": schema.DatasetEntry,
+    "validation": schema.Validation,
+    "evaluation": evaluation_schema.Evaluation,
+    "gate": evaluation_schema.Gate,
+    "tracking": schema.Tracking,
+    "sweep": sweep_schema.Sweep,
+    "range": sweep_schema.Range,
+    "pairs": pairs_schema.Pairs,
+    "prompts": pairs_schema.Prompts,
+}
 
 
 def _without_tags(loc: tuple[Any, ...]) -> tuple[Any, ...]:
     """pydantic's path without the names of a union's members: `evaluation.judge.openai.x` → `evaluation.judge.x`."""
     if loc[:2] == ("sweep", "parameters"):
         return loc[:3] + loc[4:]
-    return tuple(p for i, p in enumerate(loc) if not (i and loc[i - 1] == "judge" and p in _JUDGES))
-
-
-def _section_model(model: Any, field: str) -> Any:
-    names = {
-        **_JUDGES,
-        "suites": evaluation_schema.Suite,
-        "mixture": schema.Mixture,
-        "dataset_mixture": schema.Mixture,
-        "datasets": schema.DatasetEntry,
-        "validation": schema.Validation,
-        "evaluation": evaluation_schema.Evaluation,
-        "gate": evaluation_schema.Gate,
-        "tracking": schema.Tracking,
-        "sweep": sweep_schema.Sweep,
-        "range": sweep_schema.Range,
-    }
-    return names.get(field, model)
+    return tuple(p for i, p in enumerate(loc) if not (i and p in _KINDS.get(loc[i - 1], {})))
 
 
 def _is_there(workspace: Workspace, path: str) -> bool:
@@ -304,10 +316,12 @@ def _is_there(workspace: Workspace, path: str) -> bool:
 def _with_known_datasets(recipe: Recipe, found: Reading) -> Recipe:
     """The recipe with what the registry knows about its datasets: other ids corrected, notices added."""
     here = find_workspace(recipe=recipe.path)
+    own = (recipe.pairs.output or default_output(recipe.name)) if recipe.pairs else None  # it may yet have to be made
     entries = []
     for i, entry in enumerate(recipe.mixture.datasets):
         place = f"dataset_mixture.datasets.{i}.id"
-        known_as = found.attempt(place, registry.apply, entry, recipe.validation.strict, _is_there(here, entry.id))
+        local = entry.id == own or _is_there(here, entry.id)
+        known_as = found.attempt(place, registry.apply, entry, recipe.validation.strict, local)
         if known_as is not None:
             entries.append(known_as[0])
             for notice in known_as[1]:

@@ -39,6 +39,8 @@ def resolve_run(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
 def _evidence(client: Any, row: dict[str, Any]) -> RunEvidence:
     """What one run keeps of its evaluation."""
     run_id = row["run_id"]
+    if row["kind"] == "pairs":
+        raise UserError("this is a dataset, not a model's run", f"run {run_id}", "preftune runs lists the others")
     if row["kind"] == "sweep":
         raise UserError("this is a sweep, not a run", f"run {run_id}", "name trials of it: preftune runs lists them")
     there = {a.path for folder in (None, "evaluation") for a in client.list_artifacts(run_id, folder)}

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from preftune.data.check_list import CHECKS, Severity
 from preftune.evaluation_schema import Evaluation, Gate
+from preftune.pairs_schema import Pairs
 from preftune.section import Section
 from preftune.sweep_schema import Sweep
 
@@ -164,6 +165,7 @@ class Recipe(Section):
         micro_batch_tokens: A micro-batch of more tokens goes through the model in pieces.
         merge_adapter: Also write the model with the adapter merged into it.
         sweep: What `preftune sweep` tries; nothing else looks at it.
+        pairs: What `preftune pairs` makes; nothing else looks at it.
         notices: What was translated or assumed, in words.
     """
 
@@ -180,6 +182,7 @@ class Recipe(Section):
     gate: Gate = Gate()  # pyright: ignore[reportCallIssue]
     tracking: Tracking = Tracking()  # pyright: ignore[reportCallIssue]
     sweep: Sweep | None = None
+    pairs: Pairs | None = None
     chat_template: str | None = None
     accelerate_config: str | None = None
     fast_path: Literal["auto", "off"] = "auto"
@@ -203,7 +206,7 @@ class Recipe(Section):
     def resolved(self) -> dict[str, Any]:
         """The recipe as one flat YAML-able mapping that, run again, gives the same run."""
         flat = {"mixture", "model", "training", "hub"}
-        dump = self.model_dump(mode="json", exclude={"path", "name", "notices", "tracking", "sweep", *flat})
+        dump = self.model_dump(mode="json", exclude={"path", "name", "notices", "tracking", "sweep", "pairs", *flat})
         dump = {k: v for k, v in dump.items() if v is not None}
         mixture = self.mixture.model_dump(mode="json", exclude_none=True)
         return {

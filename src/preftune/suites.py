@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from preftune.data.sources import Source, find_source, read_rows
-from preftune.data.text_rows import Row
+from preftune.data.text_rows import Row, text_lines
 from preftune.digest import file_sha256, json_digest
 from preftune.errors import UserError
 from preftune.evaluation_schema import Suite
@@ -109,11 +109,7 @@ def _where(suite: Suite) -> str:
 def _rows(found: FoundSuite) -> Iterator[Row]:
     suite = found.settings
     if found.path is not None:
-        try:
-            lines = found.path.read_text("utf-8").splitlines()
-        except UnicodeDecodeError as e:
-            raise UserError(f"not UTF-8: {e.reason} at byte {e.start}", _where(suite), "save it as UTF-8") from None
-        yield from ((f"{found.path.name}:{i}", line) for i, line in enumerate(lines, 1))
+        yield from text_lines(found.path)
     elif found.source is None:
         yield from ((f"questions[{i}]", text) for i, text in enumerate(suite.questions))
     else:

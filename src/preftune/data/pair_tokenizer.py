@@ -159,6 +159,23 @@ class PairTokenizer:
             for piece, words in zip(pieces, parts, strict=True)
         }
 
+    def _whole(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of whole texts."""
+        split = self.splitter.split if self.splitter else lambda text: [text]
+        pieces = [split(text) for text in texts]
+        # every second piece is an added token, the others hold none
+        table = self._encode(list(dict.fromkeys(piece for part in pieces for piece in part[::2])))
+        table |= {t: [self.tokenizer.token_to_id(t)] for t in {t for part in pieces for t in part[1::2]}}
+        return [list(chain.from_iterable(map(table.__getitem__, part))) for part in pieces]
+
+    def prompt_tokens(self, prompt: list[Message]) -> int:
+        """How many tokens the model reads before it answers.
+
+        Raises:
+            NotCounted: If the template refuses the conversation.
+        """
+        return len(self._whole([self._render(prompt, True)])[0])
+
     def ids(self, pairs: Sequence[Pair]) -> list[Ids]:
         """(prompt, chosen, rejected) ids of each pair: prompt + answer is what the model reads.
 
@@ -167,20 +184,17 @@ class PairTokenizer:
         Raises:
             NotCounted: If the template refuses a conversation.
         """
-        split = self.splitter.split if self.splitter else lambda text: [text]
-        pieces = [
-            split(text)
-            for p in pairs
-            for text in (
-                self._render(p.prompt, True),
-                self._render(p.prompt + p.chosen, False),
-                self._render(p.prompt + p.rejected, False),
-            )
-        ]
-        # every second piece is an added token, the others hold none
-        table = self._encode(list(dict.fromkeys(piece for part in pieces for piece in part[::2])))
-        table |= {t: [self.tokenizer.token_to_id(t)] for t in {t for part in pieces for t in part[1::2]}}
-        whole = [list(chain.from_iterable(map(table.__getitem__, part))) for part in pieces]
+        whole = self._whole(
+            [
+                text
+                for p in pairs
+                for text in (
+                    self._render(p.prompt, True),
+                    self._render(p.prompt + p.chosen, False),
+                    self._render(p.prompt + p.rejected, False),
+                )
+            ]
+        )
         result = []
         for prompt, chosen, rejected in zip(whole[::3], whole[1::3], whole[2::3], strict=True):
             n = min(_shared(prompt, chosen), _shared(prompt, rejected))

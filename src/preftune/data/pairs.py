@@ -32,7 +32,7 @@ SYSTEM_COLUMNS = ("system", "system_prompt")
 LONGEST_TEXT = 1_000_000  # characters; no model here reads a tenth of it
 
 # Control tokens of common chat templates: inside a text they would end a turn or forge one.
-_CONTROL = re.compile(
+CONTROL_TOKENS = re.compile(
     r"<\|(?:im_start|im_end|endoftext|begin_of_text|end_of_text|start_header_id|end_header_id|eot_id|end|user|"
     r"assistant|system)\|>|<(?:start_of_turn|end_of_turn)>|\[/?INST\]|<</?SYS>>|</s>"
 )
@@ -106,7 +106,7 @@ def _transcript(text: str) -> list[Message]:
     ]
 
 
-def _messages(value: Any, role: str) -> list[Message]:
+def messages_of(value: Any, role: str) -> list[Message]:
     """A text, one message, a list of messages or a transcript → messages; plain text gets `role`."""
     if isinstance(value, str):
         _encodable(value)
@@ -123,12 +123,12 @@ def _messages(value: Any, role: str) -> list[Message]:
     raise Drop("wrong_type")
 
 
-def _has_no_value(value: Any) -> bool:
+def has_no_value(value: Any) -> bool:
     return value is None or (isinstance(value, float) and value != value)
 
 
-def _first(row: Mapping[str, Any], names: tuple[str, ...]) -> Any:
-    return next((row[n] for n in names if n in row and not _has_no_value(row[n])), None)
+def first_of(row: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+    return next((row[n] for n in names if n in row and not has_no_value(row[n])), None)
 
 
 def text_of(messages: list[Message]) -> str:
@@ -148,9 +148,9 @@ def _split_prompt(
     """Prompt and the two answers, from whichever of the three carries the prompt."""
     full = any(m["role"] != "assistant" for m in (*chosen, *rejected))
     if not full:
-        if _has_no_value(prompt):
+        if has_no_value(prompt):
             raise Drop("empty_prompt")
-        asked = _messages(prompt, "user")
+        asked = messages_of(prompt, "user")
         if isinstance(prompt, str) and asked and asked[-1] == {"role": "assistant", "content": ""}:
             asked.pop()  # a transcript that ends where the assistant is to write
         return asked, chosen, rejected
@@ -185,10 +185,10 @@ def to_pair(row: Any, source: str, row_id: str) -> Pair:
     """
     if not isinstance(row, Mapping):
         raise Drop("not_an_object")
-    if any(_has_no_value(row.get(side)) for side in ("chosen", "rejected")):
+    if any(has_no_value(row.get(side)) for side in ("chosen", "rejected")):
         raise Drop("missing_answer")
-    chosen, rejected = _messages(row["chosen"], "assistant"), _messages(row["rejected"], "assistant")
-    asked = _first(row, PROMPT_COLUMNS)
+    chosen, rejected = messages_of(row["chosen"], "assistant"), messages_of(row["rejected"], "assistant")
+    asked = first_of(row, PROMPT_COLUMNS)
     if asked is not None and asked is row.get("instruction"):  # Alpaca: what to do, and what with
         more = row.get("input")
         if isinstance(asked, str) and isinstance(more, str) and more.strip():
@@ -196,14 +196,14 @@ def to_pair(row: Any, source: str, row_id: str) -> Pair:
     prompt, chosen, rejected = _split_prompt(asked, chosen, rejected)
     if prompt and prompt[0]["role"] == "system" and not prompt[0]["content"].strip():
         prompt = prompt[1:]
-    system = _first(row, SYSTEM_COLUMNS)
+    system = first_of(row, SYSTEM_COLUMNS)
     if isinstance(system, str):
         _encodable(system)
     if isinstance(system, str) and system.strip() and (not prompt or prompt[0]["role"] != "system"):
         prompt = [{"role": "system", "content": system}, *prompt]
     _check(prompt, chosen, rejected)
     group = row.get("group_id")
-    group = "" if _has_no_value(group) else str(group).strip()
+    group = "" if has_no_value(group) else str(group).strip()
     _encodable(group)
     return Pair(
         prompt=prompt,
@@ -241,7 +241,7 @@ def _same_question(asked: Any, prompt: list[Message]) -> bool:
     if not isinstance(asked, str):
         return True
     try:
-        texts = [m["content"].strip() for m in _messages(asked, "user")]
+        texts = [m["content"].strip() for m in messages_of(asked, "user")]
     except Drop:
         return False
     return all(any(text in m["content"] for m in prompt) for text in texts)
@@ -257,7 +257,7 @@ def findings(pair: Pair, row: Mapping[str, Any], languages: tuple[str, ...] | No
     """
     found = []
     messages = [*pair.prompt, *pair.chosen, *pair.rejected]
-    language = _first(row, ("language", "lang"))
+    language = first_of(row, ("language", "lang"))
     if languages and isinstance(language, str) and language_code(language) not in map(language_code, languages):
         found.append("other_language")
     if row.get("tie") is True or (pair.score_chosen is not None and pair.score_chosen == pair.score_rejected):
@@ -268,7 +268,7 @@ def findings(pair: Pair, row: Mapping[str, Any], languages: tuple[str, ...] | No
         found.append("identical")
     if not _alternates(pair.prompt) or len(pair.chosen) > 1 or len(pair.rejected) > 1:
         found.append("not_alternating")
-    if any(_CONTROL.search(m["content"]) for m in messages):
+    if any(CONTROL_TOKENS.search(m["content"]) for m in messages):
         found.append("control_tokens")
     if any("\0" in m["content"] for m in messages):
         found.append("control_characters")

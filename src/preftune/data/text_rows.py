@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from preftune.errors import UserError
@@ -38,6 +39,17 @@ def _lines(f: Bytes, label: str) -> Iterator[tuple[int, str]]:
         except UnicodeDecodeError as e:
             raise _not_utf8(e, label, number) from None
         yield number, text.removeprefix("\ufeff") if number == 1 else text
+
+
+def text_lines(path: Path) -> Iterator[Row]:
+    """Yields (row id, text) of each line of a text file, without its end.
+
+    Raises:
+        UserError: If it is not UTF-8.
+    """
+    with path.open("rb") as f:
+        for number, line in _lines(f, path.name):
+            yield f"{path.name}:{number}", line.rstrip("\r\n")
 
 
 class _DuplicateKey(ValueError):

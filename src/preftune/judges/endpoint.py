@@ -3,16 +3,16 @@
 import asyncio
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
+from preftune.content_cache import ContentCache
 from preftune.digest import json_digest
 from preftune.errors import PreftuneError, StepError, UserError
-from preftune.evaluation_schema import OpenAIJudge
-from preftune.judges.cache import JudgementCache
+from preftune.evaluation_schema import OpenAIEndpoint
 from preftune.judges.interface import Message
 from preftune.judges.ledger import Ledger, OverBudget
 
@@ -20,12 +20,13 @@ OPENAI = "https://api.openai.com/v1"
 _TOO_LONG = re.compile(
     r"context[ _](length|window|size)|too (long|large|many tokens)|maximum.{0,40}(length|tokens)", re.IGNORECASE
 )
+_UNKNOWN = r"([Uu]nknown|[Uu]nrecogni[sz]ed|[Uu]nexpected|[Ee]xtra)"  # before a parameter's name
 _FILTERED = re.compile(r"content[ _](filter|policy|management)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Reply:
-    """A judge's reply.
+    """A reply.
 
     Args:
         text: Its words.
@@ -39,7 +40,7 @@ class Reply:
     error: str | None = None
 
 
-def base_url(settings: OpenAIJudge) -> str:
+def base_url(settings: OpenAIEndpoint) -> str:
     """The endpoint's address; OpenAI's own if the recipe names none."""
     return (settings.base_url or OPENAI).rstrip("/")
 
@@ -53,17 +54,18 @@ def is_local(url: str) -> bool:
         return host == "localhost" or host.endswith(".localhost")
 
 
-def api_key(settings: OpenAIJudge) -> str:
+def api_key(settings: OpenAIEndpoint) -> str:
     """The key, from the environment; for a server on this machine a placeholder will do.
 
     Raises:
         UserError: If there is none, or if it cannot be a key.
     """
     key = os.environ.get(settings.api_key_env, "").strip()
-    where = f"evaluation.judge.api_key_env: {settings.api_key_env}"
+    where = f"{settings.place}.api_key_env: {settings.api_key_env}"
     if not key and not is_local(base_url(settings)):
+        host = urlsplit(base_url(settings)).hostname
         raise UserError(
-            f"the judge at {urlsplit(base_url(settings)).hostname} needs a key, and this environment variable is empty",
+            f"the {settings.role} at {host} needs a key, and this environment variable is empty",
             where,
             f"export {settings.api_key_env}=… (a server that asks for no key takes any value)",
         )
@@ -72,7 +74,7 @@ def api_key(settings: OpenAIJudge) -> str:
     return key or "none"
 
 
-def _http_client(settings: OpenAIJudge, ledger: Ledger) -> Any:
+def _http_client(settings: OpenAIEndpoint, ledger: Ledger) -> Any:
     """Counts every request that is really made, and ends one that takes too long however slowly bytes trickle in."""
     import httpx2
 
@@ -110,11 +112,11 @@ class Endpoint:
     """
 
     def __init__(
-        self, settings: OpenAIJudge, cache: JudgementCache, ledger: Ledger, tell: Callable[[str], None]
+        self, settings: OpenAIEndpoint, cache: ContentCache, ledger: Ledger, tell: Callable[[str], None]
     ) -> None:
         self._settings, self._cache, self._ledger, self._tell = settings, cache, ledger, tell
         self._key, self._url = api_key(settings), base_url(settings)
-        self._parameters: dict[str, Any] = {"temperature": 0, "max_tokens": settings.max_tokens}
+        self._names = {"max_tokens": "max_tokens"}  # what the endpoint calls a parameter; "": it takes none such
         self._answered = False
 
     async def __aenter__(self) -> "Endpoint":
@@ -137,19 +139,27 @@ class Endpoint:
     async def __aexit__(self, *_: object) -> None:
         await self._client.close()
 
-    def cache_key(self, messages: Sequence[Message]) -> str:
-        """What a reply depends on. A changed wording of our prompts is another question, so it needs no version."""
-        asked = {"url": self._url, "model": self._settings.model, "temperature": 0, "messages": list(messages)}
-        return json_digest({**asked, "max_tokens": self._settings.max_tokens})
+    def cache_key(self, messages: Sequence[Message], sampling: Mapping[str, Any]) -> str:
+        """What a reply depends on. A changed wording of our prompts is another question, so it needs no version.
 
-    async def reply(self, messages: Sequence[Message]) -> Reply:
+        Args:
+            messages: The conversation.
+            sampling: As in `reply`: all of it, also a seed that the endpoint turned out to take none of.
+        """
+        return json_digest({"url": self._url, "model": self._settings.model, "messages": list(messages), **sampling})
+
+    async def reply(self, messages: Sequence[Message], sampling: Mapping[str, Any]) -> Reply:
         """The reply to a conversation, from the cache if it was ever given.
+
+        Args:
+            messages: The conversation.
+            sampling: The request's parameters: temperature, max_tokens, top_p, seed.
 
         Raises:
             UserError: If the endpoint refuses key, model or request.
             StepError: If nothing listens at the address.
         """
-        key = self.cache_key(messages)
+        key = self.cache_key(messages, sampling)
         async with self._locks.setdefault(key, asyncio.Lock()):  # the same question twice at once is asked once
             if (known := self._cache.get(key)) is not None:
                 self._ledger.cached += 1
@@ -157,7 +167,7 @@ class Endpoint:
             async with self._slots:
                 self._ledger.in_flight += 1
                 try:
-                    found = await self._ask(messages)
+                    found = await self._ask(messages, sampling)
                 except PreftuneError:  # the others end, too: no request more until they do
                     self._ledger.ended = "given_up"
                     raise
@@ -174,12 +184,16 @@ class Endpoint:
             for _ in range(self._settings.concurrency - 1):
                 self._slots.release()
 
-    async def _ask(self, messages: Sequence[Message]) -> Reply:
-        from openai import APIError, BadRequestError
+    def _sent(self, sampling: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters by the names that the endpoint knows them by."""
+        return {self._names.get(n, n): v for n, v in sampling.items() if self._names.get(n, n)}
+
+    async def _ask(self, messages: Sequence[Message], sampling: Mapping[str, Any]) -> Reply:
+        from openai import APIError, BadRequestError, UnprocessableEntityError
 
         asked: Any = list(messages)
         while True:
-            parameters = dict(self._parameters)
+            parameters = self._sent(sampling)
             try:
                 done: Any = await self._client.chat.completions.create(
                     model=self._settings.model, messages=asked, **parameters
@@ -188,7 +202,8 @@ class Endpoint:
             except OverBudget:
                 return Reply(error=self._ledger.ended)
             except APIError as e:
-                if isinstance(e, BadRequestError) and self._adapt(str(e), parameters):
+                refused = isinstance(e, BadRequestError | UnprocessableEntityError)
+                if refused and self._adapt(str(e), parameters, sampling):
                     continue
                 reason = self._reason(e)
             except ValueError:  # neither JSON nor of the right form
@@ -213,23 +228,25 @@ class Endpoint:
         if usage is None and self._settings.max_cost is not None:
             raise UserError(
                 "the endpoint counts no tokens, so max_cost cannot be kept",
-                "evaluation.judge.max_cost",
+                f"{self._settings.place}.max_cost",
                 "set max_requests in its place",
             )
         text = text.encode("utf-8", "replace").decode()  # half a surrogate pair could not be written
         return Reply(text, whole=choices[0].finish_reason != "length")
 
-    def _adapt(self, message: str, sent: dict[str, Any]) -> bool:
+    def _adapt(self, message: str, sent: dict[str, Any], sampling: Mapping[str, Any]) -> bool:
         """Takes another parameter where a model refuses the usual one; False if that is not the matter."""
-        if sent != self._parameters:  # another question was faster
+        if sent != self._sent(sampling):  # another question was faster
             return True
         if "max_tokens" in sent and "max_completion_tokens" in message:
-            self._parameters["max_completion_tokens"] = self._parameters.pop("max_tokens")
+            self._names["max_tokens"] = "max_completion_tokens"
             return True
-        if "temperature" in sent and re.search(r"temperature\W.{0,80}(support|only|default)", message):
-            self._tell(f"{self._settings.model} takes no temperature: its verdicts may differ from run to run")
-            del self._parameters["temperature"]
-            return True
+        for name in ("temperature", "seed", "top_p"):
+            refused = rf"\b{name}\W.{{0,80}}(support|only|default|allow|permit)|{_UNKNOWN}.{{0,60}}\b{name}\b"
+            if name in sent and re.search(refused, message):
+                self._tell(f"{self._settings.model} takes no {name}: its answers may differ from run to run")
+                self._names[name] = ""
+                return True
         return False
 
     def _reason(self, error: Any) -> str:
@@ -242,9 +259,9 @@ class Endpoint:
         if isinstance(error, APIConnectionError):
             if isinstance(error.__cause__, httpx2.ConnectError):
                 raise StepError(
-                    f"nothing answers at the judge's address: {error.__cause__ or 'no connection'}",
+                    f"nothing answers at the {self._settings.role}'s address: {error.__cause__ or 'no connection'}",
                     self._url,
-                    "start the server, or correct evaluation.judge.base_url; what was judged so far is kept",
+                    f"start the server, or correct {self._settings.place}.base_url; what was answered so far is kept",
                 )
             return "connection"
         status = getattr(error, "status_code", None)
@@ -265,10 +282,10 @@ class Endpoint:
         advice = {
             401: f"put a valid key into {self._settings.api_key_env}",
             403: f"this key (from {self._settings.api_key_env}) may not use the model {self._settings.model}",
-            404: "correct evaluation.judge.model, or base_url (it usually ends in /v1)",
+            404: f"correct {self._settings.place}.model, or base_url (it usually ends in /v1)",
             429: "the account has no quota left",
-        }.get(status, "correct evaluation.judge")
-        raise UserError(f"the judge refuses (status {status}): {message}", self._url, advice)
+        }.get(status, f"correct {self._settings.place}")
+        raise UserError(f"the {self._settings.role} refuses (status {status}): {message}", self._url, advice)
 
     def _bad_reply(self) -> str:
         if self._answered:
@@ -276,7 +293,7 @@ class Endpoint:
         raise UserError(
             "what answers there does not speak the chat-completions protocol",
             self._url,
-            "correct evaluation.judge.base_url: it usually ends in /v1",
+            f"correct {self._settings.place}.base_url: it usually ends in /v1",
         )
 
     def _without_key(self, text: str) -> str:

@@ -45,7 +45,7 @@ def find_judge(settings: Judge, workspace: Workspace) -> FoundJudge:
 
 
 def _reward_model(settings: RewardModelJudge, workspace: Workspace) -> FoundJudge:
-    name, where = settings.model, f"evaluation.judge.model: {settings.model}"
+    name, where = settings.model, f"{settings.place}.model: {settings.model}"
     folder, commit = workspace.resolve(name), None
     is_hub = not folder.is_dir()
     if is_hub:

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from preftune.children import read_json_lines, run_child
+from preftune.content_cache import ContentCache
 from preftune.digest import json_digest
 from preftune.errors import OutOfMemory, UserError
 from preftune.evaluation_schema import RewardModelJudge
-from preftune.judges.cache import JudgementCache
 from preftune.judges.find import FoundJudge
 from preftune.judges.interface import IDENTICAL, Comparison, Grade, Judgement, Message, Opinion, Question
 from preftune.judges.ledger import Ledger
@@ -36,7 +36,7 @@ class RewardModel:
     def __init__(
         self,
         found: FoundJudge,
-        cache: JudgementCache,
+        cache: ContentCache,
         cache_folder: Path,
         folder: Path,
         log: Path,
@@ -60,10 +60,23 @@ class RewardModel:
 
         return [IDENTICAL if c.identical else judge(c) for c in comparisons]
 
+    def score(self, answered: Sequence[Answered]) -> list[Score]:
+        """The model's own scores.
+
+        Args:
+            answered: (prompt, answer) each.
+
+        Returns:
+            For each its score, or None and why there is none (`template`, `not_finite`).
+        """
+        keys = {self._key(side): side for side in answered}
+        scores = self._scores(keys)
+        return [scores[self._key(side)] for side in answered]
+
     def grade(self, questions: Sequence[Question]) -> list[Grade]:
         """Raises: a score has no scale from 1 to 10."""
         raise UserError(
-            "a reward model cannot grade answers from 1 to 10", "evaluation.judge", "use a judge of kind openai"
+            "a reward model cannot grade answers from 1 to 10", self._settings.place, "use a judge of kind openai"
         )
 
     def _judge(self, first: Score, second: Score) -> Judgement:
@@ -96,6 +109,7 @@ class RewardModel:
             "cache": str(self._cache_folder),
             "model_path": self._found.path,
             "name": self._settings.model,
+            "place": self._settings.place,
             "revision": self._found.revision,
             "threads": threads(),
             **self._settings.model_dump(include={"dtype", "batch_size", "max_length"}),
@@ -112,7 +126,7 @@ class RewardModel:
                 what="the reward model",
             )
         except OutOfMemory as e:
-            raise OutOfMemory(e.error, e.where, "lower evaluation.judge.batch_size, or max_length") from None
+            raise OutOfMemory(e.error, e.where, f"lower {self._settings.place}.batch_size, or max_length") from None
         found = read_json_lines(self._folder / "scores.jsonl")
         shutil.rmtree(self._folder)
         return {row["key"]: (row["score"], row["error"]) for row in found}

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from preftune.children import child_main, die_with_parent, read_json_lines, tell
+from preftune.content_cache import ContentCache
 from preftune.errors import UserError
-from preftune.judges.cache import JudgementCache
 from preftune.progress import clock
 
 
@@ -21,7 +21,7 @@ def _load(job: dict[str, Any]) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    where, source = f"evaluation.judge.model: {job['name']}", {"trust_remote_code": False}
+    where, source = f"{job['place']}.model: {job['name']}", {"trust_remote_code": False}
     if job["revision"]:
         source["revision"] = job["revision"]
     try:
@@ -77,7 +77,7 @@ def score(job: dict[str, Any]) -> None:
     """Scores conversations, the longest first; what a batch gave is kept at once.
 
     Args:
-        job: `folder` (with rows.jsonl: key, prompt, text), `cache` (folder), `model_path`, `name`, `revision`,
+        job: `folder` (with rows.jsonl: key, prompt, text), `cache` (folder), `model_path`, `name`, `place`, `revision`,
             `dtype`, `batch_size`, `max_length`, `threads`.
 
     Writes:
@@ -98,7 +98,10 @@ def score(job: dict[str, Any]) -> None:
     if cut := sum(len(ids) > limit for _, ids in tokens if ids):
         tell(f"reward model: {cut} of {len(todo)} conversations are longer than {limit} tokens: cut at the start")
     began, told = time.monotonic(), 0.0
-    with closing(JudgementCache(Path(job["cache"]), tell)) as cache, (folder / "scores.jsonl").open("w") as out:
+    with (
+        closing(ContentCache(Path(job["cache"]), "judgements", tell)) as cache,
+        (folder / "scores.jsonl").open("w") as out,
+    ):
         for key, ids in tokens:
             if not ids:
                 out.write(json.dumps({"key": key, "score": None, "error": "template"}) + "\n")

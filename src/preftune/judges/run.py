@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from preftune.children import read_json_lines
+from preftune.content_cache import ContentCache
 from preftune.errors import StepError, UserError
 from preftune.evaluation_schema import OpenAIJudge
-from preftune.judges.cache import JudgementCache
 from preftune.judges.find import FoundJudge
 from preftune.judges.interface import Comparison, Grade, Judge, Judgement, Question
 from preftune.judges.language_model import LanguageModelJudge
@@ -130,7 +130,7 @@ def run_judge(
     suites = _joined(sft_folder, policy_folder, "suite_answers.jsonl", ("suite", "id"))
     folder.mkdir(parents=True, exist_ok=True)
     compared, graded = comparisons(answers, suites), questions(suites)
-    cache = JudgementCache(cache_folder, tell)
+    cache = ContentCache(cache_folder, "judgements", tell)
     try:
         judge: Judge
         if isinstance(found.settings, OpenAIJudge):

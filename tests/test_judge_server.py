@@ -42,14 +42,20 @@ def _wait(process: subprocess.Popen[bytes], port: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def serve_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the server prints: a line for each request."""
+    return tmp_path_factory.mktemp("log") / "serve.log"
+
+
+@pytest.fixture(scope="module")
+def server(model: Path, serve_log: Path) -> Iterator[str]:
     """The address of a running server."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     program = Path(sys.executable).with_name("transformers")
     command = [str(program), "serve", str(model), "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
-    with (tmp_path_factory.mktemp("log") / "serve.log").open("wb") as log:
+    with serve_log.open("wb") as log:
         process = subprocess.Popen(command, env=child_env(), stdout=log, stderr=log)
         try:
             _wait(process, port)

@@ -383,6 +383,37 @@ def test_the_same_again_makes_nothing(first: dict[str, Any], local: Path) -> Non
     assert "next:     preftune run recipes/tiny/config.yaml" in done.stdout
 
 
+def test_people_label_elsewhere(project: Any, tmp_path: Path) -> None:
+    """Through the commands: answers, out to Label Studio and back in, the dataset."""
+    with fake_judge(writes) as server:
+        path, _ = project(server.url, scorer={"kind": "people"}, completions=2)
+        recipe = str(path.relative_to(tmp_path))
+        early = preftune("pairs", "label", recipe, cwd=tmp_path)
+        assert early.returncode == 2 and f"preftune pairs {recipe}" in early.stderr
+        done = preftune("pairs", recipe, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "to label: 12 comparisons: preftune pairs label recipes/own/config.yaml" in done.stdout
+        out = preftune("pairs", "export", recipe, "out.json", "--to=label-studio", cwd=tmp_path)
+        assert out.returncode == 0 and "<Choices" in out.stdout, out.stderr
+        tasks = json.loads((tmp_path / "out.json").read_text())
+        assert len(tasks) == 12 and not any(task["annotations"] for task in tasks)
+        for task in tasks[:10]:
+            value = {"from_name": "better", "to_name": "first", "type": "choices", "value": {"choices": ["second"]}}
+            task["annotations"] = [{"id": 1, "completed_by": 3, "result": [value]}]
+        (tmp_path / "in.json").write_text(json.dumps(tasks))
+        back = preftune("pairs", "import", recipe, "in.json", "--from=label-studio", cwd=tmp_path)
+        assert back.returncode == 0 and "10 labels that are new" in back.stdout, back.stderr
+        wrong = preftune("pairs", "import", recipe, "prompts.txt", "--from=argilla", cwd=tmp_path)
+        assert wrong.returncode == 2 and "is no JSON file" in wrong.stderr
+        done = preftune("pairs", recipe, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["scores"]["labelled"], found["scores"]["not_labelled"]) == (10, 2)
+    assert found["pairs"]["train"] + found["pairs"]["test"] == 10
+    assert found["steps"] == {"prompts": "cached", "completions": "cached", "scores": "run", "pairs": "run"}
+    assert len(server.requests) == 24
+
+
 @pytest.mark.slow
 def test_a_run_on_the_dataset(first: dict[str, Any], local: Path) -> None:
     """A recipe that makes pairs is trained on them, and says so in MLflow."""

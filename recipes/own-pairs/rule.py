@@ -6,7 +6,7 @@ HEDGES = ("as an ai", "i cannot", "i'm sorry", "it depends", "there are many", "
 
 
 def score(prompt: list[dict[str, str]], answer: str, row: dict) -> float:
-    """Prefers direct, short answers that do not repeat themselves.
+    """Prefers direct answers that do not repeat themselves.
 
     Args:
         prompt: The conversation, a list of {role, content}; the last message is the user's.
@@ -20,5 +20,4 @@ def score(prompt: list[dict[str, str]], answer: str, row: dict) -> float:
     trigrams = list(zip(words, words[1:], words[2:], strict=False))
     repeated = 1 - len(set(trigrams)) / len(trigrams) if trigrams else 0.0
     hedges = sum(hedge in answer.lower() for hedge in HEDGES)
-    too_long = max(0, len(words) - 60) / 60
-    return -repeated * 4 - hedges - too_long
+    return -repeated - 0.2 * hedges

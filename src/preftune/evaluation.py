@@ -20,7 +20,7 @@ from preftune.children import child_main, read_json_lines, tell
 from preftune.data.pairs import Message, Pair
 from preftune.digest import json_digest
 from preftune.errors import UserError
-from preftune.progress import clock
+from preftune.progress import count_up
 
 Row = dict[str, Any]
 WHITE_SPACE = 2  # tokens that a chat template may end a prompt with, and that lm-eval counts to the answer
@@ -33,21 +33,6 @@ def _write(path: Path, rows: list[Row]) -> None:
 
 def _finite(row: Row) -> Row:
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-
-
-def progress(what: str) -> Any:
-    """Tells, every ten seconds, how much is done and how long the rest takes: a function of (done, total)."""
-    began, told = time.monotonic(), [time.monotonic()]
-
-    def show(done: int, total: int) -> None:
-        now = time.monotonic()
-        if done == total or now - told[0] > 10:
-            told[0] = now
-            spent = now - began
-            left = f", about {clock(spent / done * (total - done))} left" if 0 < done < total else ""
-            tell(f"{what}: {done}/{total} ({clock(spent)}{left})")
-
-    return show
 
 
 @contextmanager
@@ -178,7 +163,7 @@ def _run_tasks(model: Any, tokenizer: Any, pairs: list[Pair], scored: list[Any],
             tokenizer,
             batch_size=settings["batch_size"],
             scored=scored,
-            progress=lambda what: progress(f"lm-eval: {what}"),
+            progress=lambda what: count_up(f"lm-eval: {what}", tell),
         )
     run_tasks(lm, tokenizer, pairs, settings, folder, tell)
 
@@ -224,7 +209,7 @@ def evaluate(job: Row) -> None:
             batch_size=batch * 2,
             keep_end=job["truncation"] == "keep_end",
             lead=WHITE_SPACE,
-            progress=progress("scored answers"),
+            progress=count_up("scored answers", tell),
         )
     if (bad := sum(not math.isfinite(s.logp) for s in scores)) and job.get("policy") is None:
         raise UserError(
@@ -241,7 +226,7 @@ def evaluate(job: Row) -> None:
             Decoding(**{name: settings[name] for name in ("max_new_tokens", "temperature", "top_p", "seed")}),
             eos_ids=end_ids(tokenizer, model),
             batch_size=batch,
-            progress=progress(what),
+            progress=count_up(what, tell),
         )
         return answers, [tokenizer.decode(a.ids, skip_special_tokens=True).strip() for a in answers]
 
@@ -262,7 +247,7 @@ def evaluate(job: Row) -> None:
 
     def score(scored: Any, what: str) -> list[float]:
         limit = max(len(prompt) + len(answer) for prompt, answer in written)
-        told = progress(what)
+        told = count_up(what, tell)
         found = answer_logps(scored, written, max_length=limit, batch_size=batch * 2, progress=told)
         return [s.logp for s in found]
 

@@ -1,6 +1,10 @@
-"""Where a training stands, in words: for its log, the terminal's progress line and Prefect's page."""
+"""How far something is, in words: for logs, the terminal's progress line and Prefect's page."""
 
+import time
+from collections.abc import Callable
 from typing import Any
+
+SHOWN_SECONDS = 10  # between two lines of progress
 
 # (metric, label, format)
 _SHOWN = (
@@ -35,3 +39,24 @@ def clock(seconds: float) -> str:
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def count_up(what: str, tell: Callable[[str], None]) -> Callable[[int, int], None]:
+    """A function of (done, all), which tells now and then how much is done and how long the rest takes.
+
+    Args:
+        what: Of what, as in `scored answers: 40/160 (0:12, about 0:36 left)`.
+        tell: Called with each line.
+    """
+    began = told = time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        nonlocal told
+        now = time.monotonic()
+        if done == total or now - told > SHOWN_SECONDS:
+            told = now
+            spent = now - began
+            left = f", about {clock(spent / done * (total - done))} left" if 0 < done < total else ""
+            tell(f"{what}: {done}/{total} ({clock(spent)}{left})")
+
+    return show

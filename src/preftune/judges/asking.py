@@ -9,9 +9,8 @@ from preftune.children import interrupted
 from preftune.errors import PreftuneError
 from preftune.judges.endpoint import Endpoint
 from preftune.judges.ledger import Ledger
-from preftune.progress import clock
+from preftune.progress import SHOWN_SECONDS, clock
 
-SHOWN_SECONDS = 10  # between two lines of progress
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 

@@ -4,8 +4,8 @@ Started as `accelerate launch … --module preftune.own_pairs.sampling JOB.json`
 """
 
 import hashlib
+import itertools
 import json
-import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -14,10 +14,9 @@ from typing import Any
 
 from preftune.children import child_main, die_with_parent, read_json_lines, tell
 from preftune.content_cache import ContentCache
-from preftune.progress import clock
+from preftune.progress import count_up
 
 CHUNK = 256  # prompts that vLLM answers before any of them is kept
-SHOWN_SECONDS = 10  # between two lines of progress
 Row = dict[str, Any]
 Finished = Callable[[int, list[int], bool], None]  # the prompt's place, the answer without its end token, whole?
 Sampler = Callable[[list[list[int]], Row, Finished], None]  # prompts; temperature and seed; what takes each answer
@@ -110,23 +109,6 @@ def _by_vllm(job: Row, tokenizer: Any, longest: int) -> Sampler:
     return answer
 
 
-def _progress(total: int) -> Callable[[], None]:
-    """Counts answers, and tells now and then how many there are."""
-    began = told = time.monotonic()
-    done = 0
-
-    def show() -> None:
-        nonlocal told, done
-        done += 1
-        now = time.monotonic()
-        if done == total or now - told > SHOWN_SECONDS:
-            told = now
-            left = f", about {clock((now - began) / done * (total - done))} left" if done < total else ""
-            tell(f"completed answers: {done}/{total} ({clock(now - began)}{left})")
-
-    return show
-
-
 def sample(job: Row) -> None:
     """Answers prompts, number by number, the longest prompts first.
 
@@ -168,14 +150,15 @@ def sample(job: Row) -> None:
         longest = max(len(ids) for ids, _ in asked)
         use_vllm = job["engine"] == "vllm"
         answer = _by_vllm(job, tokenizer, longest) if use_vllm else _by_transformers(job, tokenizer)
-        show = _progress(sum(len(missing) for _, missing in asked))
+        total, done = sum(len(missing) for _, missing in asked), itertools.count(1)
+        show = count_up("completed answers", tell)
 
         def keep(key: str, ids: list[int], whole: bool) -> None:
             text = tokenizer.decode(ids, skip_special_tokens=True).strip()
             found = {"text": text, "whole": whole, "tokens": len(ids)}
             cache.add(key, found)
             out.write(json.dumps({"key": key, **found, "error": None}) + "\n")
-            show()
+            show(next(done), total)
 
         for number, draw in enumerate(job["draws"]):
             _answer(answer, [(ids, m[str(number)]) for ids, m in asked if str(number) in m], draw, keep)

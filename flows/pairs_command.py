@@ -67,8 +67,8 @@ def show_pairs(found: dict[str, Any], workspace: Workspace, recipe: Path) -> Non
         table.add_column(column, justify="right" if column == "rows" else "left", overflow="fold")
     table.add_row("prompts", "read", f"{prompts['read']:,}")
     table.add_row("", "taken", f"{prompts['kept']:,}")
-    answers = f"{completions['answers']:,} ({completions['made']:,} new)"
-    table.add_row("completions", "answers", answers)
+    new = f" ({completions['made']:,} new)" if found["steps"]["completions"] == "run" else ""
+    table.add_row("completions", "answers", f"{completions['answers']:,}{new}")
     table.add_row("", "of these ended by themselves", f"{completions['whole']:,}")
     if info := found.get("pairs"):
         table.add_row("pairs", "to train on", f"{info['train']:,}")

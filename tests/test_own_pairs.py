@@ -243,7 +243,7 @@ def test_bad_prompts_are_counted(project: Any) -> None:
         (
             {"rule": "def score(p, a, r):\n    return 1\n"},
             writes,
-            "no pair came out of 12 prompts: 12 all scores",
+            "no pair came out of 12 prompts: 12 × all scores",
             "the scorer",
         ),
         ({"margin": 99}, writes, "no two answers differ by more than the margin", "lower pairs.margin"),

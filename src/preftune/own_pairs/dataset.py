@@ -86,7 +86,7 @@ def statistics(pairs: Sequence[Choice]) -> dict[str, float]:
 
 def no_pairs(left: Counter[str], prompts: int) -> UserError:
     """What to say when nothing came out."""
-    why = ", ".join(f"{n} {REASONS[reason]}" for reason, n in left.most_common())
+    why = "; ".join(f"{n} × {REASONS[reason]}" for reason, n in left.most_common())
     return UserError(f"no pair came out of {prompts} prompts: {why}", "pairs", _ADVICE[left.most_common(1)[0][0]])
 
 

@@ -17,6 +17,7 @@ from preftune.errors import UserError
 from preftune.models import find_model
 from preftune.own_pairs import keys, steps
 from preftune.own_pairs.labels import LabelFile, new_label
+from preftune.own_pairs.selection import REASONS
 from preftune.preflight import preflight
 from preftune.publish import publish
 from preftune.recipe import load_recipe
@@ -140,6 +141,8 @@ def test_the_card_tells_how_it_was_made(project: Any) -> None:
     share = sum(longer) / len(longer)
     assert f"| chosen is the longer one | {100 * share:.0f} % of the pairs |" in card
     assert max(share, 1 - share) <= 0.6
+    for words in ("left out so that length tells less", "all scores are equal"):
+        assert (words in card) is any(words in REASONS[row["reason"]] for row in left)
     assert str(workspace.project) not in card and str(workspace.project) not in json.dumps(pairs)
 
 
@@ -174,17 +177,25 @@ def test_a_judge_scores_in_both_orders(project: Any) -> None:
         assert len(row["chosen"][0]["content"]) > len(row["rejected"][0]["content"])
 
 
+def card_and_lineage(folder: Path) -> str:
+    return (folder / "README.md").read_text() + (folder / "about/lineage.json").read_text()
+
+
 def test_an_sft_dataset_supplies_the_chosen_side_and_the_card_says_so(project: Any, tmp_path: Path) -> None:
     rows = [{"query": f"Write {i}", "answer": f"print({i})", "lang": "python"} for i in range(6)]
-    (tmp_path / "sft.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (tmp_path / "sft.jsonl").write_text("".join(json.dumps(r) + "\n" for r in [*rows, {"query": "Unanswered"}]))
     with fake_judge(writes) as server:
-        section = {"prompts": "sft.jsonl", "chosen": "dataset", "completions": 1, "scorer": None}
+        section = {"prompts": str(tmp_path / "sft.jsonl"), "chosen": "dataset", "completions": 1, "scorer": None}
         path, workspace = project(server.url, **section)
         train, test, _, folder = dataset(built(path, workspace)["pairs"], workspace)
     assert {r["chosen"][0]["content"] for r in train + test} == {f"print({i})" for i in range(6)}
+    assert str(tmp_path) not in card_and_lineage(folder)
     assert all(r["rejected"][0]["content"].startswith("word0") and "score_chosen" not in r for r in train + test)
     card = (folder / "README.md").read_text()
     assert "**Chosen answers are the dataset's own" in card and "an assumption" in card
+    assert (
+        "`no_answer`: the row has no answer of its own | 1 |" in card
+    )  # the selection's reason of that name is another
 
 
 def test_people_decide(project: Any, tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def write_dataset(
         left: What was left out on the way, all steps: rows with `step` and `reason`.
         settings: The recipe's section.
         told: What card and lineage tell: name, prompts (name, digest, read), generator, scorer (texts), scores
-            (scores.json), lineage (object), left_words (reason → words of all steps).
+            (scores.json), lineage (object), left_words (step → reason → words).
 
     Returns:
         Counts: train, test, left_out (step → reason → n), and `statistics`.

@@ -5,6 +5,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from preftune.model_card import without_folders
 from preftune.models import StartingModel
 from preftune.own_pairs import prompts as prompt_rows
 from preftune.own_pairs import selection
@@ -72,14 +73,14 @@ def tell_origin(plan: Plan, prompts: StepResult, completions: StepResult, scores
     answers = (
         f"{generator.model} behind {generator.base_url or 'OpenAI'}"
         if isinstance(generator, OpenAIGenerator)
-        else f"{plan.model.name} ({plan.engine})"
+        else f"{without_folders(plan.model.name)} ({plan.engine})"
     )
-    origin = {"name": settings.prompts.id, "digest": plan.prompts.digest, "read": prompts.info["read"]}
+    origin = {"name": without_folders(settings.prompts.id), "digest": plan.prompts.digest, "read": prompts.info["read"]}
     lineage = {
         "recipe": recipe.name,
-        "pairs": settings.model_dump(mode="json", exclude={"output"}),
+        "pairs": without_folders(settings.model_dump(mode="json", exclude={"output"})),
         "prompts": {**origin, "kept": prompts.info["kept"]},
-        "model": {"name": plan.model.name, "digest": plan.model.digest, "weights": plan.model.weights},
+        "model": {"name": without_folders(plan.model.name), "digest": plan.model.digest, "weights": plan.model.weights},
         "answers": answers,
         "scorer": plan.scorer,
         "scores": counts,
@@ -95,9 +96,10 @@ def tell_origin(plan: Plan, prompts: StepResult, completions: StepResult, scores
         "figures": _figures(counts),
         "lineage": lineage,
         "left_words": {
-            **_WORDS,
-            **prompt_rows.REASONS,
-            **selection.REASONS,
+            "prompts": prompt_rows.REASONS,
+            "completions": _WORDS,
+            "scores": _WORDS,
+            "selection": selection.REASONS,
         },
     }
 
@@ -107,11 +109,11 @@ def _scorer_words(settings: Pairs) -> str:
     if scorer is None:
         return "none"
     if isinstance(scorer, RuleScorer):
-        return f"the Python function {scorer.function}"
+        return f"the Python function {without_folders(scorer.function)}"
     if isinstance(scorer, PeopleScorer):
         return "people, blind and in random order"
     kind = "a judge, both orders" if isinstance(scorer, OpenAIScorer) else "a reward model"
-    return f"{scorer.model}, {kind}"
+    return f"{without_folders(scorer.model)}, {kind}"
 
 
 def _without_names(counts: dict[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from preftune.judges.find import find_judge
 from preftune.lineage import lineage
 from preftune.models import StartingModel, embedded_folder, find_model
 from preftune.policies import find_policy, read_policy
+from preftune.preflight import check_built
 from preftune.publish import git_revision
 from preftune.schema import EMBEDDED_MODEL, Recipe
 from preftune.tracking_address import check_tracking
@@ -79,6 +80,7 @@ def begin(workspace: Workspace, recipe: Recipe) -> Pipeline:
     """Checks what MLflow needs; finds the datasets and the starting model; fetches the embedded one when it is not
     there."""
     check_tracking(workspace)
+    check_built(recipe, workspace)
     if recipe.model_name == EMBEDDED_MODEL and not embedded_folder(workspace).exists():
         prepare_model(workspace)
     sources = [find_source(e, workspace) for e in recipe.mixture.datasets]

@@ -78,6 +78,12 @@ REPOS: dict[str, dict[str, bytes]] = {
     "some/broken": {"train.jsonl": json_lines(0) + b"{broken\n", "test.jsonl": json_lines(1)},
     "some/gated": {"train.jsonl": json_lines(0)},
     "some/plain": {"my-pairs.jsonl": json_lines(0, 1, 2)},
+    "m-a-p/CodeFeedback-Filtered-Instruction": {
+        "CodeFeedback.jsonl": b"".join(
+            json.dumps({"query": f"Sort {i}", "answer": f"sorted({i})", "lang": "python"}).encode() + b"\n"
+            for i in range(3)
+        )
+    },
 }
 
 
@@ -171,15 +177,24 @@ import json, sys
 from pathlib import Path
 from preftune.data import shuffle
 from preftune.errors import PreftuneError
+from preftune.own_pairs.prompts import find_prompts, read_prompts
+from preftune.pairs_schema import Prompts
 from preftune.schema import DatasetEntry
 from preftune.data.sources import find_source, read_rows
 from preftune.workspace import Workspace
 
 here = Path(sys.argv[1])
 for line in sys.stdin:
-    entry = DatasetEntry(**json.loads(line))
+    asked = json.loads(line)
     answer = {}
     try:
+        if asked.pop("as_prompts", False):
+            found = find_prompts(Prompts(**asked), Workspace(here, here))
+            rest = {"evaluation_texts": [], "seed": 0, "tokens": None, "most_tokens": 0, "near_duplicates": None}
+            answer = {"digest": found.digest, "rows": read_prompts(found, with_answers=True, **rest)[0]}
+            print("ANSWER " + json.dumps(answer), flush=True)
+            continue
+        entry = DatasetEntry(**asked)
         source = find_source(entry, Workspace(here, here))
         answer = {"kind": source.kind, "digest": source.digest, "splits": source.splits, "rows": {}}
         for split in source.splits:
@@ -375,3 +390,14 @@ def test_unreachable() -> None:
 
     assert all(hub.is_unreachable(e) for e in (ConnectionError(), TimeoutError(), OfflineModeIsEnabled()))
     assert not hub.is_unreachable(ValueError()) and not hub.is_unreachable(KeyError())
+
+
+def test_prompts_and_answers_of_instruction_data(ask: Asker) -> None:
+    """Also by the name under which guides mention it, which is not on the hub."""
+    found = ask("HuggingFaceH4/CodeFeedback-Filtered-Instruction", as_prompts=True)
+    assert found["digest"] == f"m-a-p/CodeFeedback-Filtered-Instruction@{COMMIT}"
+    assert [row["answer"] for row in found["rows"]] == ["sorted(0)", "sorted(1)", "sorted(2)"]
+    assert found["rows"][0]["prompt"] == [{"role": "user", "content": "Sort 0"}]
+    assert found["rows"][0]["row"]["lang"] == "python"
+    missing = ask("some/nowhere", as_prompts=True)
+    assert (missing["kind"], missing["where"]) == ("UserError", "pairs.prompts: some/nowhere")

@@ -53,7 +53,7 @@ def preflight(
         read_suite(find_suite(suite, workspace))
     if recipe.evaluation.judge is not None:
         find_judge(recipe.evaluation.judge, workspace)
-    _check_built(recipe, workspace)
+    check_built(recipe, workspace)
     sources = [find_source(e, workspace) for e in recipe.mixture.datasets]
     for source in sources:
         peek(source, recipe.validation)
@@ -62,8 +62,8 @@ def preflight(
     return recipe, find_model(recipe, workspace), sources
 
 
-def _check_built(recipe: Recipe, workspace: Workspace) -> None:
-    """Refuses pairs of the recipe's own that are not there yet: their folder's name would pass for a hub dataset's."""
+def check_built(recipe: Recipe, workspace: Workspace) -> None:
+    """Raises a UserError if the recipe's own pairs are not there yet: their folder would pass for a hub dataset."""
     if recipe.pairs is None:
         return
     folder = recipe.pairs.output or default_output(recipe.name)

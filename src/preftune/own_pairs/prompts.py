@@ -21,6 +21,7 @@ from preftune.data.pairs import (
     messages_of,
     to_pair,
 )
+from preftune.data.registry import known
 from preftune.data.sources import Source, find_source, pick_split, read_rows
 from preftune.data.text_rows import text_lines
 from preftune.digest import file_sha256
@@ -76,8 +77,11 @@ def find_prompts(settings: Prompts, workspace: Workspace) -> FoundPrompts:
         if not path.is_file():
             raise UserError("there is no such file", where, f"paths are relative to {workspace.project}")
         return FoundPrompts(settings, file_sha256(path), path=path)
-    names = ("id", "config", "split", "revision", "data_dir")
-    entry = DatasetEntry.model_validate(settings.model_dump(include=set(names)))
+    names = ("config", "split", "revision", "data_dir")
+    # Here a dataset that holds no pairs is welcome, also by a name that is not on the hub.
+    known_as = None if workspace.resolve(settings.id).exists() else known(settings.id, folders=False)
+    name = known_as.id if known_as else settings.id
+    entry = DatasetEntry.model_validate({"id": name, **settings.model_dump(include=set(names))})
     try:
         source = find_source(entry, workspace)
         pick_split(source, settings.split, strict=False)

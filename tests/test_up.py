@@ -300,7 +300,7 @@ def test_with_passwords_set_both_servers_refuse_who_has_none(tmp_path: Path, mak
         assert [status(url) for url in (prefect, mlflow)] == [401, 401]
         assert [status(url, "admin:wrong") for url in (prefect, mlflow)] == [401, 401]
         assert [status(prefect, "admin:a-long-secret"), status(mlflow, "admin:another-long-secret")] == [200, 200]
-        assert "deployments: dpo-pipeline" in site.said, "worker and registration have the password"
+        assert "deployments: build-pairs, dpo-pipeline" in site.said, "worker and registration have the password"
         assert "a-long-secret" not in site.said + (folder / ".preftune/up.json").read_text()
         site.command("down")
         assert started_by(folder) == []
